@@ -1,0 +1,1 @@
+"""Image augmentation: pure, jitted, one example at a time, keyed per example."""

@@ -1,0 +1,92 @@
+"""Re-estimation of batch-norm running statistics alone: arm B of the paper, made fair.
+
+One pass over the images in the evaluation view, no gradient; the statistics are the cumulative
+average over batches. The same functions as `moco.py`, so that the same loop runs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from hpt_jax import config as config_lib
+from hpt_jax.augment import geometric, photometric
+from hpt_jax.models.backbone import Backbone
+from hpt_jax.models.resnet import ResNet
+from hpt_jax.parallel import AXIS
+
+METRICS = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that the compiled step depends on: backbone, evaluation view and global batch."""
+
+    model: ResNet
+    image_size: int
+    center_crop: float
+    batch_size: int
+
+
+@struct.dataclass
+class State:
+    """Steps taken, the stage's key, and the backbone whose statistics are re-estimated."""
+
+    step: jax.Array
+    rng: jax.Array
+    backbone: Backbone
+
+
+def make_settings(stage: config_lib.Stage, model: ResNet, channels: int) -> Settings:
+    """The settings of a stage."""
+    return Settings(model, stage.image_size, stage.input.center_crop, stage.batch_size)
+
+
+def init(settings: Settings, rng: jax.Array, backbone: Backbone) -> State:
+    """Starts a pass."""
+    return State(jnp.zeros((), jnp.int32), rng, backbone)
+
+
+def view_slots(settings: Settings, rng: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
+    """One view of each example, in order."""
+    return {"image": jnp.arange(settings.batch_size)}
+
+
+def view_key(rng: jax.Array, step: jax.Array, slot: jax.Array, view: int) -> jax.Array:
+    """Nothing in the evaluation view is random."""
+    return rng
+
+
+def crop(
+    settings: Settings, key: jax.Array, image: jax.Array, height: jax.Array, width: jax.Array
+) -> jax.Array:
+    """The evaluation view of one stored image: u8[image_size, image_size, channels]."""
+    box = geometric.center_crop_box(height, width, settings.center_crop)
+    dtype = jnp.promote_types(jnp.float32, settings.model.dtype)
+    return geometric.crop_and_resize(image, box, settings.image_size, dtype)
+
+
+def train_step(
+    settings: Settings, state: State, batch: dict[str, jax.Array], learning_rate: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
+    """Averages one more batch's statistics in; parameters stay as they are.
+
+    `batch['image']` is u8[rows, size, size, channels]; `learning_rate` has no use here.
+    """
+    backbone = state.backbone
+    dtype = jnp.promote_types(jnp.float32, settings.model.dtype)
+    images = photometric.normalize(
+        batch["image"].astype(dtype) / 255, backbone.pixel_mean, backbone.pixel_std
+    )
+    model = settings.model.clone(bn_momentum=1.0)  # the batch's own statistics
+    _, updates = model.apply(backbone.variables, images, train=True, mutable=["batch_stats"])
+    batch_stats = lax.pmean(updates["batch_stats"], AXIS)
+    share = 1 / (state.step + 1).astype(dtype)
+    average = jax.tree.map(
+        lambda old, new: (1 - share) * old + share * new, backbone.batch_stats, batch_stats
+    )
+    return state.replace(step=state.step + 1, backbone=backbone.replace(batch_stats=average)), {}

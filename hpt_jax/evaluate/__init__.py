@@ -1,0 +1,1 @@
+"""Judge frozen features: probes, neighbours and metrics."""

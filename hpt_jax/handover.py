@@ -1,0 +1,165 @@
+"""What a stage starts from, and the checks that nothing stands in its way, before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from hpt_jax import plan, pretrain
+from hpt_jax.augment.policies import for_channels
+from hpt_jax.data.library import Library, StageData
+from hpt_jax.errors import UserError
+from hpt_jax.lineage import kin
+from hpt_jax.models.backbone import Backbone, abstract_backbone, init_backbone
+from hpt_jax.parallel import Devices
+from hpt_jax.telemetry.display import Display
+from hpt_jax.weights import load
+from hpt_jax.weights.export import flatten
+from hpt_jax.workdir import read_json, stage_folder
+
+# Of ImageNet's pixels, as torchvision normalises them.
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def initial_backbone(
+    stage: plan.Stage, root: Path, data: StageData | None, devices: Devices
+) -> Backbone:
+    """The parent's backbone, or that of a file, or a random one.
+
+    Only convolutions, batch norm's scale and bias and its running statistics pass on; the pixel
+    statistics are the stage's own, where it reads a dataset.
+    """
+    model = pretrain.make_model(stage.config.model, devices)
+    rng = jax.random.key(stage.seed)
+    if stage.parent:
+        given = load.load(str(stage_folder(root, stage.parent.id).path))
+    elif stage.config.init != "random":
+        given = load.load(stage.config.init)
+    else:
+        given = None
+    if data is not None:
+        mean, std = data.pixel_mean, data.pixel_std
+    elif given is not None:
+        mean, std = given.pixel_mean, given.pixel_std
+    else:
+        mean, std = _imagenet(stage.config.input.channels or 3)
+    backbone = init_backbone(model, rng, mean, std)
+    return backbone if given is None else load.fill(backbone, given)
+
+
+def _imagenet(channels: int) -> tuple[np.ndarray, np.ndarray]:
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return np.full(channels, IMAGENET_MEAN.mean()), np.full(channels, IMAGENET_STD.mean())
+
+
+def check(
+    asked: plan.Plan, root: Path, library: Library, devices: Devices, display: Display
+) -> None:
+    """Finds mistakes in data, then in weights, before hours are spent; warns of oddities.
+
+    Raises:
+      UserError: for the first mistake.
+    """
+    for stage in asked.stages:
+        _check_devices(stage, devices)
+    todo = [stage for stage in asked.stages if not stage_folder(root, stage.id).is_done]
+    for stage in todo:
+        data = library.of_stage(stage)
+        if data is not None:
+            _check_unchanged(stage, root)
+    if asked.config.target:
+        for run in asked.runs:
+            library.target(asked.config.target, run.stage)
+    for line in dict.fromkeys(line for stage in todo for line in _warnings(stage, library)):
+        display.line(f"note: {line}")
+    for stage in todo:
+        _check_weights(stage, library, devices)
+
+
+def _check_devices(stage: plan.Stage, devices: Devices) -> None:
+    devices.group_layout(stage.config.model.bn_groups)
+    if stage.config.batch_size % devices.count:
+        raise UserError(
+            "batch_size",
+            stage.config.batch_size,
+            f"a multiple of the {devices.count} devices",
+            "Change it, or use fewer devices with --config.parallel.devices.",
+        )
+
+
+def _check_unchanged(stage: plan.Stage, root: Path) -> None:
+    """Refuses to begin anew what was begun on the same dataset with another content."""
+    for path in sorted((root / "stages").glob(f"{stage.name}-*/lineage.json")):
+        begun = read_json(path)
+        unfinished = not (path.parent / "done.json").is_file()
+        if unfinished and begun["kin"] == kin(stage) and begun["id"] != stage.id:
+            raise UserError(
+                f"stages.{stage.name}.dataset",
+                stage.config.dataset,
+                f"the images that {begun['id']} was begun with (fingerprint "
+                f"{begun['dataset']['fingerprint']}, now {stage.fingerprint})",
+                f"Restore them, or give it up: delete {path.parent}.",
+            )
+
+
+def _check_weights(stage: plan.Stage, library: Library, devices: Devices) -> None:
+    """Checks names and shapes of what the stage will load."""
+    if stage.parent is None and stage.config.init == "random":
+        return
+    like = abstract_backbone(
+        pretrain.make_model(stage.config.model, devices), _channels(stage, library)
+    )
+    if stage.parent is None:
+        given = load.load(stage.config.init)
+        tensors, source, field = given.tensors, given.source, f"stages.{stage.name}.init"
+    else:
+        parent = stage.parent
+        model = pretrain.make_model(parent.config.model, devices)
+        tensors = flatten(abstract_backbone(model, _channels(parent, library)))
+        source, field = f"stage {parent.name}", f"stages.{stage.name}"
+    load.check(flatten(like), tensors, stage.config.init_missing, field, source)
+
+
+def _channels(stage: plan.Stage, library: Library) -> int:
+    """Channels of the images that a stage's backbone takes."""
+    data = library.of_stage(stage)
+    if data is not None:
+        return data.pixels.shape[-1]
+    if stage.parent:
+        return _channels(stage.parent, library)
+    if stage.config.init != "random":
+        return len(load.load(stage.config.init).pixel_mean)
+    return stage.config.input.channels or 3
+
+
+def _warnings(stage: plan.Stage, library: Library) -> list[str]:
+    data, config, lines = library.of_stage(stage), stage.config, []
+    if data is None:
+        if stage.parent is None and config.init == "random":
+            lines.append(f"{stage.name} reads no data: it takes ImageNet's pixel statistics")
+        return lines
+    if not stage.trains:
+        return lines
+    images, queue = len(data.rows), config.moco.queue_size
+    if queue > images:
+        lines.append(
+            f"{stage.name}: moco.queue_size = {queue} exceeds its {images} images, so that an "
+            "image meets its own old keys as negatives (the paper does so too)"
+        )
+    if config.model.bn_groups == 1:
+        lines.append(
+            f"{stage.name}: model.bn_groups = 1 lets keys and queries share batch statistics, "
+            "which MoCo's shuffling exists to prevent"
+        )
+    channels = data.pixels.shape[-1]
+    _, skipped = for_channels(config.augment, channels)
+    if skipped:
+        lines.append(
+            f"{stage.name}: images of {channels} channels, so these have no meaning and are "
+            f"skipped: {', '.join(skipped)}"
+        )
+    return lines

@@ -1,0 +1,334 @@
+"""MoCo-v2 as pure functions: settings, state, views, train step.
+
+He et al., "Momentum Contrast" (2019) and Chen et al., "Improved Baselines" (2020). `train_step` is
+the program of one device, mapped over devices by `parallel.py`. Another self-supervised method is
+one more file with the same four functions, and one line in `pretrain.METHODS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct, traverse_util
+from jax import lax
+
+from hpt_jax import config as config_lib
+from hpt_jax.augment import photometric, policies
+from hpt_jax.models.backbone import Backbone
+from hpt_jax.models.heads import ProjectionHead
+from hpt_jax.models.resnet import ResNet
+from hpt_jax.parallel import AXIS
+
+# Which view of an example an image is; part of the key of its augmentation.
+QUERY, KEY = 0, 1
+METRICS = ("loss", "accuracy", "positive_similarity", "negative_similarity", "gradient_norm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that the compiled step depends on; equal settings share one program.
+
+    Attributes:
+      model: the backbone.
+      image_size: side of a view, in pixels.
+      policy: the augmentation of a view.
+      batch_size: global batch, in examples.
+      shuffle_block: keys are shuffled within consecutive blocks of this many slots.
+      queue_size: number of negatives.
+      dim: size of the embedding.
+      momentum: of the key encoder.
+      temperature: of the logits.
+      trainable: 'all' or 'batch_norm' (HPT-BN: BN scale and bias, and the head).
+      weight_decay: coupled L2, on every trained parameter.
+      sgd_momentum: of SGD.
+    """
+
+    model: ResNet
+    image_size: int
+    policy: policies.Policy
+    batch_size: int
+    shuffle_block: int
+    queue_size: int
+    dim: int
+    momentum: float
+    temperature: float
+    trainable: str
+    weight_decay: float
+    sgd_momentum: float
+
+    @property
+    def head(self) -> ProjectionHead:
+        """The projection head."""
+        return ProjectionHead(self.dim, self.model.dtype)
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """torch's SGD up to the learning rate: decay joins the gradient before the momentum."""
+        return optax.chain(
+            optax.add_decayed_weights(self.weight_decay), optax.trace(self.sgd_momentum)
+        )
+
+
+@struct.dataclass
+class State:
+    """Everything that training carries from step to step.
+
+    Attributes:
+      step: i32, steps taken.
+      rng: key of the stage; never changes.
+      backbone: the query encoder's backbone, which the stage hands over.
+      head: the query encoder's projection head.
+      key_params: {'backbone', 'head'} of the key encoder.
+      key_batch_stats: its running statistics; kept, never read, never handed over.
+      opt_state: SGD's momentum, of the trained parameters alone.
+      queue: [queue_size, dim] normalised keys; unfilled slots are random unit vectors.
+      queue_pointer: i32, where the next key goes.
+      queue_fill: i32, how many slots hold real keys.
+    """
+
+    step: jax.Array
+    rng: jax.Array
+    backbone: Backbone
+    head: Any
+    key_params: Any
+    key_batch_stats: Any
+    opt_state: Any
+    queue: jax.Array
+    queue_pointer: jax.Array
+    queue_fill: jax.Array
+
+
+def make_settings(stage: config_lib.Stage, model: ResNet, channels: int) -> Settings:
+    """The settings of a stage whose images have `channels` channels."""
+    policy, _ = policies.for_channels(stage.augment, channels)
+    return Settings(
+        model=model,
+        image_size=stage.image_size,
+        policy=policy,
+        batch_size=stage.batch_size,
+        shuffle_block=stage.moco.shuffle_block or stage.batch_size,
+        queue_size=stage.moco.queue_size,
+        dim=stage.moco.dim,
+        momentum=stage.moco.momentum,
+        temperature=stage.moco.temperature,
+        trainable=stage.trainable,
+        weight_decay=stage.optimizer.weight_decay,
+        sgd_momentum=stage.optimizer.momentum,
+    )
+
+
+def init(settings: Settings, rng: jax.Array, backbone: Backbone) -> State:
+    """A fresh state around a backbone: new head, queue and optimiser; the key copies the query."""
+    head_rng, queue_rng, state_rng = jax.random.split(rng, 3)
+    features = jnp.zeros((1, settings.model.features), settings.model.dtype)
+    head = settings.head.init(head_rng, features)["params"]
+    dtype = jnp.promote_types(jnp.float32, settings.model.dtype)
+    queue = jax.random.normal(queue_rng, (settings.queue_size, settings.dim), dtype)
+    params = {"backbone": backbone.params, "head": head}
+    trained, _ = split_trainable(params, settings.trainable)
+    copy = jax.tree.map(jnp.copy, (params, backbone.batch_stats))  # donated with the state
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        rng=state_rng,
+        backbone=backbone,
+        head=head,
+        key_params=copy[0],
+        key_batch_stats=copy[1],
+        opt_state=settings.optimizer.init(trained),
+        queue=normalized(queue),
+        queue_pointer=jnp.zeros((), jnp.int32),
+        queue_fill=jnp.zeros((), jnp.int32),
+    )
+
+
+def view_slots(settings: Settings, rng: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
+    """For each view, which example (slot of the batch) each row shows: i32[batch_size].
+
+    Row j of 'key' shows the example of slot perm[j], so that a key is normalised among other
+    examples than its query, and no image ever travels between devices.
+    """
+    slots = jnp.arange(settings.batch_size)
+    return {"query": slots, "key": key_permutation(settings, rng, step)}
+
+
+def key_permutation(settings: Settings, rng: jax.Array, step: jax.Array) -> jax.Array:
+    """The shuffle of step `step`: i32[batch_size], a permutation within each shuffle block."""
+    _, shuffle_rng = jax.random.split(rng)
+    block = settings.shuffle_block
+    blocks = settings.batch_size // block
+    rngs = jax.random.split(jax.random.fold_in(shuffle_rng, step), blocks)
+    within = jax.vmap(lambda key: jax.random.permutation(key, block))(rngs)
+    return (within + jnp.arange(blocks)[:, None] * block).reshape(-1)
+
+
+def view_key(rng: jax.Array, step: jax.Array, slot: jax.Array, view: int) -> jax.Array:
+    """The key of one view's augmentation, by the slot of its example: shuffling changes no view."""
+    augment_rng, _ = jax.random.split(rng)
+    return policies.example_key(augment_rng, step, slot, view)
+
+
+def crop(
+    settings: Settings, key: jax.Array, image: jax.Array, height: jax.Array, width: jax.Array
+) -> jax.Array:
+    """A RandomResizedCrop of one stored image: u8[image_size, image_size, channels]."""
+    dtype = jnp.promote_types(jnp.float32, settings.model.dtype)
+    return policies.random_crop(
+        key, image, height, width, settings.policy, settings.image_size, dtype
+    )
+
+
+def train_step(
+    settings: Settings, state: State, batch: dict[str, jax.Array], learning_rate: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
+    """One step of one device; runs under the mapped axis `AXIS`.
+
+    Args:
+      settings: static.
+      state: the same on all devices.
+      batch: this device's rows of 'query' and 'key' views, u8[rows, size, size, channels], already
+        cropped; colour, blur and flip happen here.
+      learning_rate: of this step.
+
+    Returns:
+      The next state, and scalar metrics averaged over devices.
+    """
+    rows = batch["query"].shape[0]
+    first = lax.axis_index(AXIS) * rows
+    permutation = key_permutation(settings, state.rng, state.step)
+    slots = first + jnp.arange(rows)
+    query_images = _prepare(settings, state, batch["query"], slots, QUERY)
+    key_images = _prepare(settings, state, batch["key"], permutation[slots], KEY)
+
+    params = {"backbone": state.backbone.params, "head": state.head}
+    key_params = momentum_update(state.key_params, params, settings.momentum)
+    keys, key_batch_stats = _encode(settings, key_params, state.key_batch_stats, key_images)
+    keys = unshuffle(lax.all_gather(keys, AXIS, tiled=True), permutation)
+    positives = lax.dynamic_slice_in_dim(keys, first, rows)
+
+    trained, frozen = split_trainable(params, settings.trainable)
+
+    def loss_fn(trained: dict[str, Any]) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+        merged = traverse_util.unflatten_dict({**trained, **frozen})
+        queries, batch_stats = _encode(
+            settings, merged, state.backbone.batch_stats, query_images
+        )
+        loss, metrics = info_nce(queries, positives, state.queue, settings.temperature)
+        return loss, (metrics, batch_stats)
+
+    (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+    grads, metrics, batch_stats, key_batch_stats = lax.pmean(
+        (grads, metrics, batch_stats, key_batch_stats), AXIS
+    )
+    updates, opt_state = settings.optimizer.update(grads, state.opt_state, trained)
+    trained = jax.tree.map(lambda p, u: p - learning_rate.astype(p.dtype) * u, trained, updates)
+    params = traverse_util.unflatten_dict({**trained, **frozen})
+    queue, pointer, fill = enqueue(state.queue, state.queue_pointer, state.queue_fill, keys)
+    next_state = state.replace(
+        step=state.step + 1,
+        backbone=state.backbone.replace(params=params["backbone"], batch_stats=batch_stats),
+        head=params["head"],
+        key_params=key_params,
+        key_batch_stats=key_batch_stats,
+        opt_state=opt_state,
+        queue=queue,
+        queue_pointer=pointer,
+        queue_fill=fill,
+    )
+    return next_state, {**metrics, "gradient_norm": optax.global_norm(grads)}
+
+
+def info_nce(
+    queries: jax.Array, positives: jax.Array, queue: jax.Array, temperature: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """InfoNCE (MoCo equation 1), mean over queries; all vectors are normalised.
+
+    Args:
+      queries: [n, dim].
+      positives: [n, dim], the key of each query.
+      queue: [queue_size, dim], the negatives.
+      temperature: divides the similarities.
+
+    Returns:
+      The loss, and metrics: 'loss', 'accuracy' (the positive beats every negative),
+      'positive_similarity' and 'negative_similarity' (mean cosines).
+    """
+    positive = jnp.sum(queries * positives, -1)
+    negative = queries @ queue.T
+    logits = jnp.concatenate([positive[:, None], negative], 1) / temperature
+    loss = jnp.mean(jax.nn.logsumexp(logits, 1) - logits[:, 0])
+    metrics = {
+        "loss": loss,
+        "accuracy": jnp.mean(positive > negative.max(1)),
+        "positive_similarity": positive.mean(),
+        "negative_similarity": negative.mean(),
+    }
+    return loss, lax.stop_gradient(metrics)
+
+
+def momentum_update(key_params: Any, query_params: Any, momentum: float) -> Any:
+    """MoCo equation 2, in the form that leaves equal weights bit-identical."""
+    return jax.tree.map(lambda k, q: k + (1 - momentum) * (q - k), key_params, query_params)
+
+
+def unshuffle(keys: jax.Array, permutation: jax.Array) -> jax.Array:
+    """Rows back in the order of slots: out[permutation[j]] = keys[j]."""
+    return jnp.zeros_like(keys).at[permutation].set(keys)
+
+
+def enqueue(
+    queue: jax.Array, pointer: jax.Array, fill: jax.Array, keys: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Writes keys, in order, over the oldest of the ring; needs len(keys) <= len(queue)."""
+    size, count = queue.shape[0], keys.shape[0]
+    positions = (pointer + jnp.arange(count)) % size
+    return queue.at[positions].set(keys), (pointer + count) % size, jnp.minimum(fill + count, size)
+
+
+def split_trainable(params: Any, trainable: str) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Cuts {'backbone', 'head'} into flat dicts of trained and of frozen parameters.
+
+    With 'batch_norm' (HPT-BN, paper section 3) only batch norm's scale and bias and the head train.
+    """
+    flat = traverse_util.flatten_dict(params)
+    if trainable == "all":
+        return flat, {}
+    trained = {k: v for k, v in flat.items() if k[0] == "head" or k[-1] in ("scale", "bias")}
+    return trained, {k: v for k, v in flat.items() if k not in trained}
+
+
+def normalized(x: jax.Array) -> jax.Array:
+    """Rows of unit length."""
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True).clip(1e-12)
+
+
+def _prepare(
+    settings: Settings, state: State, images: jax.Array, slots: jax.Array, view: int
+) -> jax.Array:
+    """Distorts and normalises cropped views, each by the key of its example."""
+    dtype = jnp.promote_types(jnp.float32, settings.model.dtype)
+
+    def one(image: jax.Array, slot: jax.Array) -> jax.Array:
+        key = view_key(state.rng, state.step, slot, view)
+        image = policies.distort(key, image, settings.policy, dtype)
+        return photometric.normalize(image, state.backbone.pixel_mean, state.backbone.pixel_std)
+
+    return jax.vmap(one)(images, slots)
+
+
+def _encode(
+    settings: Settings, params: Any, batch_stats: Any, images: jax.Array
+) -> tuple[jax.Array, Any]:
+    """Normalised embeddings in training mode, and the updated running statistics."""
+    features, updates = settings.model.apply(
+        {"params": params["backbone"], "batch_stats": batch_stats},
+        images,
+        train=True,
+        mutable=["batch_stats"],
+    )
+    embeddings = settings.head.apply({"params": params["head"]}, features)
+    embeddings = embeddings.astype(jnp.promote_types(jnp.float32, embeddings.dtype))
+    return normalized(embeddings), updates["batch_stats"]

@@ -1,0 +1,63 @@
+"""What one stage hands over to the next: the backbone and the pixel statistics it was fed with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from hpt_jax.models.resnet import ResNet
+
+
+@struct.dataclass
+class Backbone:
+    """A query encoder's backbone, all of what passes from stage to stage.
+
+    Attributes:
+      params: convolutions and batch-norm scale and bias.
+      batch_stats: batch-norm running statistics.
+      pixel_mean: f32[channels], of pixels in [0, 1].
+      pixel_std: f32[channels].
+    """
+
+    params: Any
+    batch_stats: Any
+    pixel_mean: jax.Array
+    pixel_std: jax.Array
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The collections that `ResNet.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def init_backbone(
+    model: ResNet, rng: jax.Array, pixel_mean: np.ndarray, pixel_std: np.ndarray
+) -> Backbone:
+    """A random backbone for images with `len(pixel_mean)` channels."""
+    variables = _init(model, len(pixel_mean))(rng)
+    return Backbone(
+        variables["params"],
+        variables["batch_stats"],
+        jnp.asarray(pixel_mean, jnp.float32),
+        jnp.asarray(pixel_std, jnp.float32),
+    )
+
+
+def abstract_backbone(model: ResNet, channels: int) -> Backbone:
+    """The shapes and dtypes of a backbone; computes nothing."""
+    variables = jax.eval_shape(_init(model, channels), jax.eval_shape(jax.random.key, 0))
+    pixel = jax.ShapeDtypeStruct((channels,), jnp.float32)
+    return Backbone(variables["params"], variables["batch_stats"], pixel, pixel)
+
+
+@functools.cache
+def _init(model: ResNet, channels: int) -> Callable[[jax.Array], Any]:
+    # Parameters do not depend on the size of the image, so a small one will do.
+    shape = (2, 32, 32, channels)
+    return jax.jit(lambda rng: model.init(rng, jnp.zeros(shape, model.dtype), train=False))

@@ -1,0 +1,138 @@
+"""The only file that knows how many devices there are.
+
+A step is written for one device's shard with the named axis `AXIS` and mapped over all devices,
+by `jax.shard_map` or by `jax.pmap`: the body is the same, and so are its results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from hpt_jax.errors import UserError
+from hpt_jax.models.batch_norm import GroupLayout
+
+AXIS = "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """The devices of a run and how a step is mapped over them.
+
+    Attributes:
+      mesh: one-axis mesh named `AXIS`.
+      mapping: 'shard_map' or 'pmap'.
+    """
+
+    mesh: Mesh
+    mapping: str = "shard_map"
+
+    @property
+    def count(self) -> int:
+        """Number of devices."""
+        return self.mesh.size
+
+    def map(
+        self, fn: Callable[..., Any], sharded: tuple[bool, ...], sharded_out: bool, donate: bool
+    ) -> Callable[..., Any]:
+        """Maps `fn` over the devices and compiles it.
+
+        Args:
+          fn: the program of one device; may use the axis `AXIS`.
+          sharded: for each argument, whether its leading axis is cut over devices (a batch) or it
+            is the same on all of them (state, keys).
+          sharded_out: the same for all outputs.
+          donate: whether the first argument's buffers are given up.
+
+        Returns:
+          A function of the same arguments. Sharded arguments and outputs are as `shard` makes them
+          and `gather` reads them.
+        """
+        donated = (0,) if donate else ()
+        if self.mapping == "pmap":
+            in_axes = tuple(0 if s else None for s in sharded)
+            out_axes = 0 if sharded_out else None
+            return jax.pmap(
+                fn,
+                AXIS,
+                in_axes=in_axes,
+                out_axes=out_axes,
+                devices=list(self.mesh.devices.flat),
+                donate_argnums=donated,
+            )
+        in_specs = tuple(P(AXIS) if s else P() for s in sharded)
+        out_specs = P(AXIS) if sharded_out else P()
+        # check_vma=False keeps pmap's semantics: gradients inside are per device, one pmean joins
+        # them. With the check on they would arrive already summed.
+        mapped = jax.shard_map(
+            fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+        return jax.jit(mapped, donate_argnums=donated)
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The sharding of state: the same on every device."""
+        return NamedSharding(self.mesh, P())
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts a tree of arrays on every device."""
+        return jax.device_put(tree, self.replicated)
+
+    def shard(self, batch: Any) -> Any:
+        """Cuts the leading axis of host arrays over the devices (which must divide it)."""
+        if self.mapping == "pmap":
+            batch = jax.tree.map(lambda x: x.reshape(self.count, -1, *x.shape[1:]), batch)
+        return jax.device_put(batch, NamedSharding(self.mesh, P(AXIS)))
+
+    def gather(self, batch: Any) -> Any:
+        """The host arrays of a sharded output, the inverse of `shard`."""
+        batch = jax.tree.map(np.asarray, batch)
+        if self.mapping == "pmap":
+            batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+        return batch
+
+    def group_layout(self, bn_groups: int) -> GroupLayout:
+        """How `bn_groups` consecutive groups of the global batch lie on the devices.
+
+        Raises:
+          UserError: unless the number of devices divides `bn_groups` or is a multiple of it.
+        """
+        if bn_groups % self.count == 0:
+            return GroupLayout(groups=bn_groups // self.count)
+        if self.count % bn_groups == 0:
+            span = self.count // bn_groups
+            ids = range(self.count)
+            members = tuple(tuple(ids[g * span : (g + 1) * span]) for g in range(bn_groups))
+            return GroupLayout(1, AXIS, None if bn_groups == 1 else members)
+        raise UserError(
+            "model.bn_groups",
+            bn_groups,
+            f"a multiple or a divisor of the {self.count} devices",
+            "Change --config.model.bn_groups, or use fewer devices with --config.parallel.devices.",
+        )
+
+
+def make_devices(count: int = 0, mapping: str = "shard_map") -> Devices:
+    """The first `count` local devices (0: all) as one axis.
+
+    Raises:
+      UserError: if there are fewer.
+    """
+    available = jax.devices()
+    if count > len(available):
+        raise UserError(
+            "parallel.devices",
+            count,
+            f"at most {len(available)}, the devices of this machine",
+            "Lower it, or set it to 0 to use all.",
+        )
+    chosen = available[: count or len(available)]
+    # Auto axes: with jax.make_mesh's default, Explicit, an unsharded argument is refused.
+    mesh = jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
+    return Devices(mesh, mapping)

@@ -1,0 +1,230 @@
+"""Config -> stages, arms and their identities. Pure: touches no device and no data.
+
+A stage's id is `<name>-<hash>`: the hash covers everything that changes its result and nothing
+else, so that arms share the stages they have in common and a finished stage is never done twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from hpt_jax import config as config_lib
+
+# Raised by hand when the same config would train to other numbers than before.
+RECIPE_VERSION = 1
+# The same for evaluations.
+EVALUATION_VERSION = 1
+UNKNOWN = "????????"  # in ids of stages whose data or weights are not there
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage to run: a resolved config, a seed and a parent.
+
+    Attributes:
+      name: as in the config.
+      id: `<name>-<hash>`, the name of its folder.
+      config: with `steps` a single number.
+      seed: of weights, order and augmentation.
+      parent: the stage before it in the arm, or None.
+      fingerprint: of its dataset ('' where it reads none).
+    """
+
+    name: str
+    id: str
+    config: config_lib.Stage
+    seed: int
+    parent: Stage | None
+    fingerprint: str
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.config.budgets[0] if self.trains else 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether gradients flow."""
+        return self.config.trainable in ("all", "batch_norm")
+
+    @property
+    def chain(self) -> tuple[Stage, ...]:
+        """The stages from the first to this one."""
+        return (*(self.parent.chain if self.parent else ()), self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One arm at one seed and one budget: the stage at its end is evaluated.
+
+    Attributes:
+      arm: as in the config.
+      seed: the pretraining seed of its last stage.
+      stage: the arm's last stage.
+      pretrain_steps: optimiser steps on the target dataset.
+    """
+
+    arm: str
+    seed: int
+    stage: Stage
+    pretrain_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that a config asks for.
+
+    Attributes:
+      config: resolved.
+      stages: each once, parents first.
+      runs: in the order of arms, seeds and budgets.
+      target_fingerprint: of the target dataset.
+      config_id: hash of the resolved config, less what names places and machines.
+    """
+
+    config: config_lib.Config
+    stages: tuple[Stage, ...]
+    runs: tuple[Run, ...]
+    target_fingerprint: str
+    config_id: str
+
+
+Fingerprint = Callable[[str], str | None]
+
+
+def make_plan(
+    config: config_lib.Config, data_fingerprint: Fingerprint, weights_fingerprint: Fingerprint
+) -> Plan:
+    """Lays out stages and runs.
+
+    Args:
+      config: resolved.
+      data_fingerprint: dataset name -> fingerprint, None where the data is absent.
+      weights_fingerprint: path -> fingerprint, None where there is no such file.
+    """
+    fingerprints = {
+        name: data_fingerprint(name) or UNKNOWN
+        for name in {stage.dataset for stage in config.stages.values()} | {config.target}
+        if name
+    }
+    fingerprints[""] = ""
+    weights = {
+        stage.init: weights_fingerprint(stage.init) or UNKNOWN
+        for stage in config.stages.values()
+        if stage.init != "random"
+    }
+
+    def make(name: str, stage: config_lib.Stage, seed: int, parent: Stage | None) -> Stage:
+        data = fingerprints[stage.dataset]
+        start = parent.id if parent else weights.get(stage.init, stage.init)
+        stage_id = f"{name}-{identity(stage, seed, start, data)}"
+        return Stage(name, stage_id, stage, seed, parent, data)
+
+    runs: list[Run] = []
+    for arm, names in config.arms.items():
+        for seed in config.seeds:
+            for budget in config.stages[names[-1]].budgets if names else (0,):
+                parent = None
+                for index, name in enumerate(names):
+                    stage = config.stages[name]
+                    steps = budget if index == len(names) - 1 else stage.budgets[-1]
+                    own = config.seeds[0] if name in config.shared_stages else seed
+                    one = dataclasses.replace(stage, steps=steps)
+                    parent = make(name, one, own, parent)
+                if parent is None:
+                    parent = make("random", _random_stage(config), seed, None)
+                on_target = [s.steps for s in parent.chain if s.config.dataset == config.target]
+                # A chain of shared stages is one model, however many seeds there are.
+                run = Run(arm, parent.seed, parent, sum(on_target))
+                if run not in runs:
+                    runs.append(run)
+    stages = {stage.id: stage for run in runs for stage in run.stage.chain}
+    return Plan(
+        config, tuple(stages.values()), tuple(runs), fingerprints[config.target], _config_id(config)
+    )
+
+
+def _random_stage(config: config_lib.Config) -> config_lib.Stage:
+    """The implicit stage of an empty arm: random weights, the target's pixel statistics."""
+    return dataclasses.replace(
+        config.shared, dataset=config.target, trainable="nothing", init="random", steps=0
+    )
+
+
+def identity(stage: config_lib.Stage, seed: int, start: str, data: str) -> str:
+    """Eight hex digits over all that changes a stage's result.
+
+    Args:
+      stage: resolved, with one number of steps.
+      seed: of the run.
+      start: the parent's id, 'random', or the fingerprint of the weights file.
+      data: the dataset's fingerprint.
+    """
+    if UNKNOWN in (data, start) or start.endswith(UNKNOWN):
+        return UNKNOWN
+    fields = dataclasses.asdict(stage)
+    del fields["init"], fields["dataset"]  # their content counts, not their path
+    for name in ("center_crop", "max_unreadable"):
+        if stage.trainable != "statistics" or name != "center_crop":
+            del fields["input"][name]
+    if stage.trainable in ("nothing", "statistics"):
+        for name in ("steps", "moco", "optimizer", "augment"):
+            del fields[name]
+    if stage.trainable == "nothing":
+        del fields["batch_size"], fields["model"]["bn_groups"]
+    fields |= {"seed": seed, "start": start, "data": data, "recipe": RECIPE_VERSION}
+    return content_hash(fields)
+
+
+def evaluation_files(stage: Stage, asked: Plan) -> dict[str, str]:
+    """Evaluation -> its file below the stage's folder, named by all that changes its result."""
+    files = {}
+    for name in asked.config.evaluations if asked.config.target else ():
+        settings = {
+            "target": asked.target_fingerprint,
+            "image_size": stage.config.image_size,
+            "input": dataclasses.asdict(stage.config.input),
+            "version": EVALUATION_VERSION,
+        }
+        files[name] = f"evaluations/{name}-{content_hash(settings)}.json"
+    return files
+
+
+def as_json(asked: Plan) -> dict[str, Any]:
+    """The content of `plans/<name>.json`: the config, and where each result will be found."""
+    return {
+        "study": asked.config.name,
+        "config_id": asked.config_id,
+        "config": dataclasses.asdict(asked.config),
+        "dataset": asked.config.target,
+        "metric": asked.config.metric,
+        "runs": [
+            {
+                "arm": run.arm,
+                "seed": run.seed,
+                "stage_id": run.stage.id,
+                "chain": [stage.id for stage in run.stage.chain],
+                "pretrain_steps": run.pretrain_steps,
+                "evaluations": evaluation_files(run.stage, asked),
+            }
+            for run in asked.runs
+        ],
+    }
+
+
+def content_hash(content: Any) -> str:
+    """Eight hex digits of anything JSON can hold."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def _config_id(config: config_lib.Config) -> str:
+    fields = dataclasses.asdict(config)
+    for name in ("data_dir", "dry_run", "parallel", "log_every_steps", "export"):
+        del fields[name]
+    del fields["save_every_steps"], fields["save_every_minutes"]
+    return content_hash(fields)

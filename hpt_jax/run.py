@@ -1,0 +1,174 @@
+"""The whole job, top to bottom: plan, stages, evaluations, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from hpt_jax import config as config_lib
+from hpt_jax import estimate, handover, parallel, plan, pretrain, workdir
+from hpt_jax.data import datasets
+from hpt_jax.data.library import Library
+from hpt_jax.evaluate import evaluations, features
+from hpt_jax.lineage import lineage, words
+from hpt_jax.report import figures, results, tables
+from hpt_jax.report.tables import ResultRow
+from hpt_jax.telemetry.display import Display
+from hpt_jax.weights import export, load
+from hpt_jax.workdir import stage_folder, write_json
+
+
+def run(
+    config: Mapping[str, Any],
+    folder: str | Path,
+    overrides: Sequence[tuple[str, str]] = (),
+    display: Display | None = None,
+) -> list[ResultRow]:
+    """Does all that a config asks for and that is not done yet.
+
+    Args:
+      config: what a config file's `get_config()` returns.
+      folder: the workdir; made if it is not there.
+      overrides: (dotted field, text) pairs, as from `--config.a.b=text`.
+      display: where lines and progress go; the terminal by default.
+
+    Returns:
+      The rows of `results.csv`; none in a dry run.
+
+    Raises:
+      UserError: for a user's mistake; nothing that was done is lost.
+    """
+    display = display or Display()
+    root = Path(folder).absolute()
+    asked = make_plan(config, overrides)
+    if asked.config.dry_run:
+        for line in estimate.describe(asked, root):
+            display.line(line)
+        return []
+
+    devices = parallel.make_devices(asked.config.parallel.devices, asked.config.parallel.map)
+    library = Library(asked.config.data_dir, devices, display)
+    open_workdir(root, asked)
+    handover.check(asked, root, library, devices, display)
+
+    for stage in asked.stages:
+        with workdir.locked(stage_folder(root, stage.id), display.line):
+            if not stage_folder(root, stage.id).is_done:
+                run_stage(stage, asked.config, root, library, devices, display)
+    if asked.config.target:
+        for one in asked.runs:
+            evaluate(one.stage, asked, root, library, devices, display)
+    if asked.config.export:
+        export_arm(asked, root, display)
+    return report(asked, root, display)
+
+
+def make_plan(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = ()) -> plan.Plan:
+    """Resolves a config and lays out its stages; reads names and sizes of files, no pixels."""
+    data_dir = dict(overrides).get("data_dir", config.get("data_dir", ""))
+    resolved = config_lib.resolve(
+        config, overrides, lambda name: datasets.inspect(name, data_dir), load.inspect
+    )
+    return plan.make_plan(
+        resolved,
+        lambda name: datasets.fingerprint_of(name, resolved.data_dir),
+        load.fingerprint,
+    )
+
+
+def open_workdir(root: Path, asked: plan.Plan) -> None:
+    """Makes the workdir, writes the plan, and lets compiled programs survive the process."""
+    write_json(root / "plans" / f"{asked.config.name}.json", plan.as_json(asked))
+    jax.config.update("jax_compilation_cache_dir", str(root / "compilation_cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def run_stage(
+    stage: plan.Stage,
+    config: config_lib.Config,
+    root: Path,
+    library: Library,
+    devices: parallel.Devices,
+    display: Display,
+) -> None:
+    """Starts from the parent's backbone, writes the lineage, trains to the end."""
+    folder = stage_folder(root, stage.id)
+    data = library.of_stage(stage)
+    initial = handover.initial_backbone(stage, root, data, devices)
+    write_json(folder.lineage, lineage(stage, data, initial))
+    display.line(f"{stage.id}: {words(stage)}, seed {stage.seed}")
+    saving = pretrain.Saving(
+        config.log_every_steps, config.save_every_steps, config.save_every_minutes
+    )
+    pretrain.run_stage(stage, folder, data, initial, devices, saving, display)
+
+
+def evaluate(
+    stage: plan.Stage,
+    asked: plan.Plan,
+    root: Path,
+    library: Library,
+    devices: parallel.Devices,
+    display: Display,
+) -> None:
+    """Features of the target once, then each evaluation that has no result yet."""
+    folder, target = stage_folder(root, stage.id), asked.config.target
+    files = plan.evaluation_files(stage, asked)
+    missing = [name for name, file in files.items() if not (folder.path / file).is_file()]
+    if not missing:
+        return
+    data = library.target(target, stage)
+    extracted = features.extract(
+        pretrain.make_model(stage.config.model, devices),
+        load.load_stage(folder),
+        data.pixels,
+        data.sizes,
+        stage.config.image_size,
+        stage.config.input.center_crop,
+        devices,
+    )
+    splits = [
+        evaluations.Split(extracted[data.splits[name]], data.labels[data.splits[name]])
+        for name in config_lib.SPLITS
+    ]
+    for name in missing:
+        found = evaluations.EVALUATIONS[name](*splits, len(data.dataset.class_names))
+        write_json(folder.path / files[name], found)
+        display.line(f"{stage.id}: {name} {100 * found['test']:.1f} % on test")
+
+
+def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:
+    """Writes the backbone at the end of the arm that `export` names, at its first seed."""
+    runs = [one for one in asked.runs if one.arm == asked.config.export]
+    # Of several budgets the longest.
+    stage = [one.stage for one in runs if one.seed == runs[0].seed][-1]
+    backbone = load.load_stage(stage_folder(root, stage.id))
+    facts = {
+        **dataclasses.asdict(stage.config.model),
+        "channels": len(backbone.pixel_mean),
+        "image_size": stage.config.image_size,
+        "lineage": words(stage),
+        "stage_id": stage.id,
+    }
+    path = export.export_backbone(backbone, facts, root / "export")
+    display.line(f"exported {stage.id} to {path}")
+
+
+def report(asked: plan.Plan, root: Path, display: Display) -> list[ResultRow]:
+    """Rebuilds `results.csv` from all finished evaluations; table and figure of this study."""
+    rows = results.collect(root)
+    tables.write_results(root / "results.csv", rows)
+    mine = [row for row in rows if row.study == asked.config.name]
+    if mine:
+        arms = list(asked.config.arms)
+        display.console.print(tables.results_table(mine, arms))
+        figure = root / "report" / "accuracy_against_steps.png"
+        figures.accuracy_against_steps(mine, figure, arms, asked.config.evaluations[0])
+        display.line(f"results: {root / 'results.csv'}")
+        display.line(f"figure: {figure}")
+    return rows

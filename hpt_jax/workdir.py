@@ -1,0 +1,100 @@
+"""Where things are below `--workdir`, and the one state machine: absent, begun, done.
+
+A stage is begun when its `lineage.json` is there, and done when its `done.json` is, written last;
+an evaluation is done when its one JSON file is. All small files are renamed into place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class StageFolder:
+    """`DIR/stages/<stage-id>/`."""
+
+    path: Path
+
+    @property
+    def lineage(self) -> Path:
+        """What the stage is and comes from, in words."""
+        return self.path / "lineage.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One row per log interval."""
+        return self.path / "metrics.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Orbax's steps."""
+        return self.path / "checkpoints"
+
+    @property
+    def done(self) -> Path:
+        """Written last."""
+        return self.path / "done.json"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stage needs no more work."""
+        return self.done.is_file()
+
+    def evaluation(self, name: str, settings_hash: str) -> Path:
+        """The file of one finished evaluation."""
+        return self.path / "evaluations" / f"{name}-{settings_hash}.json"
+
+
+def stage_folder(workdir: Path, stage_id: str) -> StageFolder:
+    """The folder of a stage, whether it is there or not."""
+    return StageFolder(workdir / "stages" / stage_id)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON by rename, so that the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads what `write_json` wrote."""
+    return json.loads(path.read_text())
+
+
+@contextlib.contextmanager
+def locked(folder: StageFolder, wait: Callable[[str], None]) -> Iterator[None]:
+    """Holds a stage alone; the operating system frees it when its owner dies.
+
+    Args:
+      folder: the stage.
+      wait: told once whom this process waits for, if it has to.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with open(folder.path / "lock", "a+") as file:
+        told = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    file.seek(0)
+                    wait(f"{folder.path.name} is held by {file.read() or 'another run'}")
+                    told = True
+                time.sleep(0.5)
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

