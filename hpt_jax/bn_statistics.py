@@ -56,13 +56,13 @@ def view_slots(settings: Settings, rng: jax.Array, step: jax.Array) -> dict[str,
     return {"image": jnp.arange(settings.batch_size)}
 
 
-def view_key(rng: jax.Array, step: jax.Array, slot: jax.Array, view: int) -> jax.Array:
+def view_draws(rng: jax.Array, step: jax.Array, slot: jax.Array, view: int) -> jax.Array:
     """Nothing in the evaluation view is random."""
-    return rng
+    return jnp.zeros(())
 
 
 def crop(
-    settings: Settings, key: jax.Array, image: jax.Array, height: jax.Array, width: jax.Array
+    settings: Settings, draws: jax.Array, image: jax.Array, height: jax.Array, width: jax.Array
 ) -> jax.Array:
     """The evaluation view of one stored image: u8[image_size, image_size, channels]."""
     box = geometric.center_crop_box(height, width, settings.center_crop)

@@ -159,8 +159,8 @@ def default_config(template: str = "stages") -> config_dict.ConfigDict:
     config.augment = {"policy": "moco_v2"}
     for name, hint in hints.items():
         config.augment[name] = config_dict.placeholder(typing.get_origin(hint) or hint)
-    config.stages = config_dict.ConfigDict()
-    config.arms = config_dict.ConfigDict()
+    config.stages = config_dict.ConfigDict(sort_keys=False)  # arms and stages keep their order
+    config.arms = config_dict.ConfigDict(sort_keys=False)
     config.template = template
     if TEMPLATE_FIELDS[template] is not None:
         for field in dataclasses.fields(TEMPLATE_FIELDS[template]):

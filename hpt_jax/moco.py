@@ -165,19 +165,19 @@ def key_permutation(settings: Settings, rng: jax.Array, step: jax.Array) -> jax.
     return (within + jnp.arange(blocks)[:, None] * block).reshape(-1)
 
 
-def view_key(rng: jax.Array, step: jax.Array, slot: jax.Array, view: int) -> jax.Array:
-    """The key of one view's augmentation, by the slot of its example: shuffling changes no view."""
+def view_draws(rng: jax.Array, step: jax.Array, slot: jax.Array, view: int) -> jax.Array:
+    """The randomness of one view, by the slot of its example: shuffling changes no view."""
     augment_rng, _ = jax.random.split(rng)
-    return policies.example_key(augment_rng, step, slot, view)
+    return policies.view_draws(augment_rng, step, slot, view)
 
 
 def crop(
-    settings: Settings, key: jax.Array, image: jax.Array, height: jax.Array, width: jax.Array
+    settings: Settings, draws: jax.Array, image: jax.Array, height: jax.Array, width: jax.Array
 ) -> jax.Array:
     """A RandomResizedCrop of one stored image: u8[image_size, image_size, channels]."""
     dtype = jnp.promote_types(jnp.float32, settings.model.dtype)
     return policies.random_crop(
-        key, image, height, width, settings.policy, settings.image_size, dtype
+        draws, image, height, width, settings.policy, settings.image_size, dtype
     )
 
 
@@ -312,8 +312,8 @@ def _prepare(
     dtype = jnp.promote_types(jnp.float32, settings.model.dtype)
 
     def one(image: jax.Array, slot: jax.Array) -> jax.Array:
-        key = view_key(state.rng, state.step, slot, view)
-        image = policies.distort(key, image, settings.policy, dtype)
+        draws = view_draws(state.rng, state.step, slot, view)
+        image = policies.distort(draws, image, settings.policy, dtype)
         return photometric.normalize(image, state.backbone.pixel_mean, state.backbone.pixel_std)
 
     return jax.vmap(one)(images, slots)

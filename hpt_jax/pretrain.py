@@ -20,14 +20,14 @@ from hpt_jax import config as config_lib
 from hpt_jax.data.library import StageData
 from hpt_jax.data.order import batch_indices
 from hpt_jax.errors import UserError
-from hpt_jax.models.backbone import Backbone
+from hpt_jax.models.backbone import Backbone, jit_once
 from hpt_jax.models.resnet import ResNet
 from hpt_jax.parallel import AXIS, Devices
 from hpt_jax.telemetry import writers
 from hpt_jax.telemetry.display import Display
 from hpt_jax.workdir import StageFolder, write_json
 
-# What trains a stage: a module with make_settings, init, view_slots, view_key, crop, train_step.
+# What trains a stage: a module with make_settings, init, view_slots, view_draws, crop, train_step.
 METHODS: dict[str, ModuleType] = {
     "all": moco,
     "batch_norm": moco,
@@ -204,7 +204,7 @@ def _check_finite(means: dict[str, float], step: int, optimizer: config_lib.Opti
 
 @functools.cache
 def _compiled_init(method: ModuleType, settings: Any) -> Callable[..., Any]:
-    return jax.jit(functools.partial(method.init, settings))
+    return jit_once(functools.partial(method.init, settings))
 
 
 @functools.cache
@@ -235,8 +235,8 @@ def _compiled_views(method: ModuleType, settings: Any, devices: Devices) -> Call
 
         def one(slot: jax.Array, view: int) -> jax.Array:
             row = rows[slot]
-            key = method.view_key(rng, step, slot, view)
-            return method.crop(settings, key, pixels[row], sizes[row, 0], sizes[row, 1])
+            draws = method.view_draws(rng, step, slot, view)
+            return method.crop(settings, draws, pixels[row], sizes[row, 0], sizes[row, 1])
 
         return {
             name: jax.vmap(functools.partial(one, view=view))(

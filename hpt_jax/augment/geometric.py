@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 _ATTEMPTS = 10
+BOX_DRAWS = 2 * _ATTEMPTS + 2  # areas, ratios, and the corner
 
 
 def random_resized_crop_box(
-    key: jax.Array,
+    draws: jax.Array,
     height: ArrayLike,
     width: ArrayLike,
     scale: tuple[float, float],
@@ -30,7 +31,7 @@ def random_resized_crop_box(
     none fits, the box is the largest central one whose ratio is the image's, clipped to `ratio`.
 
     Args:
-      key: a typed key.
+      draws: f32[BOX_DRAWS], uniform in [0, 1).
       height: int32 scalar, pixels; may be traced.
       width: int32 scalar, pixels; may be traced.
       scale: smallest and largest area, fractions of the image's.
@@ -39,10 +40,9 @@ def random_resized_crop_box(
     Returns:
       f32[4], whole numbers; both sides are at least 1 and the box lies inside the image.
     """
-    area_key, ratio_key, corner_key = jax.random.split(key, 3)
     height, width = jnp.asarray(height, jnp.float32), jnp.asarray(width, jnp.float32)
-    area = height * width * _uniform(area_key, scale)
-    log_ratio = _uniform(ratio_key, (math.log(ratio[0]), math.log(ratio[1])))
+    area = height * width * between(draws[:_ATTEMPTS], *scale)
+    log_ratio = between(draws[_ATTEMPTS : 2 * _ATTEMPTS], math.log(ratio[0]), math.log(ratio[1]))
     heights = jnp.round(jnp.sqrt(area * jnp.exp(-log_ratio)))
     widths = jnp.round(jnp.sqrt(area * jnp.exp(log_ratio)))
     fits = (heights >= 1) & (heights <= height) & (widths >= 1) & (widths <= width)
@@ -57,16 +57,15 @@ def random_resized_crop_box(
         jnp.stack([fallback_height, fallback_width]),
     )
     slack = jnp.stack([height, width]) - sides
-    corner = jax.random.randint(corner_key, (2,), 0, slack.astype(jnp.int32) + 1, jnp.int32)
-    corner = jnp.where(some_fit, corner.astype(jnp.float32), jnp.floor(slack / 2))
+    # A draw just below 1 may round up to slack + 1.
+    corner = jnp.minimum(jnp.floor(draws[2 * _ATTEMPTS :] * (slack + 1)), slack)
+    corner = jnp.where(some_fit, corner, jnp.floor(slack / 2))
     return jnp.concatenate([corner, sides])
 
 
-def _uniform(key: jax.Array, bounds: tuple[float, float]) -> jax.Array:
-    """One uniform float32 draw for each attempt, [10]."""
-    return jax.random.uniform(
-        key, (_ATTEMPTS,), jnp.float32, minval=bounds[0], maxval=bounds[1]
-    )
+def between(draws: jax.Array, low: ArrayLike, high: ArrayLike) -> jax.Array:
+    """Draws that are uniform in [0, 1), made uniform in [low, high)."""
+    return low + (jnp.asarray(high) - low) * draws
 
 
 def center_crop_box(height: ArrayLike, width: ArrayLike, fraction: float) -> jax.Array:

@@ -15,8 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from hpt_jax.augment.geometric import between
+
 if TYPE_CHECKING:
     from hpt_jax.augment.policies import Policy
+
+JITTER_DRAWS = 8  # four amounts, and four places in the order
 
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
 
@@ -75,7 +79,7 @@ def to_grayscale(image: jax.Array) -> jax.Array:
     return jnp.broadcast_to(_grey(image), image.shape)
 
 
-def color_jitter(key: jax.Array, image: jax.Array, policy: Policy) -> jax.Array:
+def color_jitter(draws: jax.Array, image: jax.Array, policy: Policy) -> jax.Array:
     """Brightness, contrast, saturation and hue by random amounts, in random order.
 
     Factors are uniform in [max(0, 1 - strength), 1 + strength], the hue's turn in [-hue, hue], and
@@ -83,39 +87,32 @@ def color_jitter(key: jax.Array, image: jax.Array, policy: Policy) -> jax.Array:
     `ColorJitter`.)
 
     Args:
-      key: a typed key.
+      draws: f32[JITTER_DRAWS], uniform in [0, 1): four amounts, four that decide the order.
       image: float[H, W, C] in [0, 1]; C must be 3 where saturation or hue is active.
       policy: its strengths are static; an operation of strength 0 costs nothing.
 
     Returns:
       float[H, W, C] in [0, 1].
     """
-    order_key, factor_key, position_key, turn_key = jax.random.split(key, 4)
-    names = tuple(name for name in _REFERENCES if getattr(policy, name) > 0)
-    strengths = jnp.array([getattr(policy, name) for name in names], jnp.float32)
-    order = jax.random.permutation(order_key, len(names))
-    # All draws are float32, so that a view's randomness does not depend on the image's dtype.
-    factors = jax.random.uniform(
-        factor_key,
-        (len(names),),
-        jnp.float32,
-        minval=jnp.maximum(0, 1 - strengths),
-        maxval=1 + strengths,
-    ).astype(image.dtype)
+    # Each operation has its own draws, so that switching one off moves no other.
+    amounts, places = draws[:4].astype(image.dtype), draws[4:]
+    blends = {}
+    for index, name in enumerate(_REFERENCES):
+        if (strength := getattr(policy, name)) > 0:
+            factor = between(amounts[index], max(0.0, 1 - strength), 1 + strength)
+            blends[name] = (places[index], factor)
     if not policy.hue > 0:
-        return _blends(image, names, order, factors[order])
+        return _blends(image, blends)
 
     # Hue costs as much as several blends, so it is computed once, at its place in the order: each
     # blend is tried before and after it, and does nothing (factor 1) on one of the two occasions.
-    position = jax.random.randint(position_key, (), 0, len(names) + 1)
-    before = jnp.arange(len(names)) < position
-    turn = jax.random.uniform(
-        turn_key, (), jnp.float32, minval=-policy.hue, maxval=policy.hue
-    ).astype(image.dtype)
-    image = _blends(image, names, order, jnp.where(before, factors[order], 1))
+    turn, place = between(amounts[3], -policy.hue, policy.hue), places[3]
+    before = {n: (p, jnp.where(p < place, factor, 1)) for n, (p, factor) in blends.items()}
+    after = {n: (p, jnp.where(p < place, 1, factor)) for n, (p, factor) in blends.items()}
+    image = _blends(image, before)
     # Without the barrier XLA's CPU backend computes the hue anew for each of its uses.
     image = jax.lax.optimization_barrier(adjust_hue(image, turn))
-    return _blends(image, names, order, jnp.where(before, 1, factors[order]))
+    return _blends(image, after)
 
 
 def gaussian_blur(image: jax.Array, sigma: ArrayLike) -> jax.Array:
@@ -151,15 +148,20 @@ def _blend(image: jax.Array, factor: ArrayLike, reference: jax.Array) -> jax.Arr
     return jnp.clip(factor * image + (1 - factor) * reference, 0, 1)
 
 
-def _blends(
-    image: jax.Array, names: tuple[str, ...], order: jax.Array, factors: jax.Array
-) -> jax.Array:
-    """Blends in turn with the references of `names[order[i]]`, by `factors[i]`."""
-    for round_ in range(len(names)):
-        reference = jnp.zeros((), image.dtype)
-        for index, name in enumerate(names):
-            reference = jnp.where(order[round_] == index, _REFERENCES[name](image), reference)
-        image = _blend(image, factors[round_], reference)
+def _blends(image: jax.Array, blends: dict[str, tuple[jax.Array, jax.Array]]) -> jax.Array:
+    """Blends with the named references: {name: (place, factor)}, smallest place first."""
+    places = [place for place, _ in blends.values()]
+    # Rank by counting: cheaper to compile than a sort. Equal places go in the order of names.
+    ranks = [
+        sum((q < p) | ((q == p) & (j < i)) for j, q in enumerate(places))
+        for i, p in enumerate(places)
+    ]
+    for round_ in range(len(blends)):
+        reference, chosen = jnp.zeros((), image.dtype), jnp.ones((), image.dtype)
+        for rank, (name, (_, factor)) in zip(ranks, blends.items(), strict=True):
+            reference = jnp.where(rank == round_, _REFERENCES[name](image), reference)
+            chosen = jnp.where(rank == round_, factor, chosen)
+        image = _blend(image, chosen, reference)
     return image
 
 

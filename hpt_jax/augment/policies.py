@@ -61,6 +61,15 @@ POLICIES: dict[str, Policy] = {
 }
 
 
+# Where each operation finds its draws among those of a view.
+_CROP = slice(0, geometric.BOX_DRAWS)
+_JITTER = slice(_CROP.stop, _CROP.stop + photometric.JITTER_DRAWS)
+_JITTER_YES, _GRAYSCALE_YES, _BLUR_YES, _BLUR_SIGMA, _FLIP_YES = range(
+    _JITTER.stop, _JITTER.stop + 5
+)
+DRAWS = _FLIP_YES + 1
+
+
 def for_channels(policy: Policy, channels: int) -> tuple[Policy, tuple[str, ...]]:
     """Switches off what has no meaning for images that are not RGB.
 
@@ -84,41 +93,28 @@ def for_channels(policy: Policy, channels: int) -> tuple[Policy, tuple[str, ...]
     return policy, tuple(name for name, on in was_on.items() if on)
 
 
-def example_key(rng: jax.Array, step: ArrayLike, slot: ArrayLike, view: ArrayLike) -> jax.Array:
-    """The key of all randomness in one view of one example.
+def view_draws(rng: jax.Array, step: ArrayLike, slot: ArrayLike, view: int) -> jax.Array:
+    """All randomness of one view of one example.
+
+    One vector for all operations, because every separate call of `jax.random` adds a third of a
+    second to the compilation of a step on a CPU.
 
     Args:
       rng: the stage's key, made from its seed.
       step: training step, may be traced.
       slot: the example's place in the global batch (not the place where it is computed), so that
-        shuffling examples over devices changes no view; may be traced.
-      view: 0 or 1; may be traced.
+        shuffling examples over devices changes no view; below 2**24; may be traced.
+      view: which view of the example, below 256.
+
+    Returns:
+      f32[DRAWS], uniform in [0, 1).
     """
-    for number in (step, slot, view):
-        rng = jax.random.fold_in(rng, number)
-    return rng
-
-
-def crop_key(key: jax.Array) -> jax.Array:
-    """The part of an example's key that places its crop."""
-    return jax.random.fold_in(key, 0)
-
-
-def _distort_key(key: jax.Array) -> jax.Array:
-    return jax.random.fold_in(key, 1)
-
-
-def random_crop_box(
-    key: jax.Array, height: ArrayLike, width: ArrayLike, policy: Policy
-) -> jax.Array:
-    """The box that `random_crop` cuts out for an example's key: f32[4], see `geometric`."""
-    return geometric.random_resized_crop_box(
-        crop_key(key), height, width, policy.crop_scale, policy.crop_ratio
-    )
+    key = jax.random.fold_in(jax.random.fold_in(rng, step), slot + view * 2**24)
+    return jax.random.uniform(key, (DRAWS,), jnp.float32)
 
 
 def random_crop(
-    key: jax.Array,
+    draws: jax.Array,
     image: jax.Array,
     height: ArrayLike,
     width: ArrayLike,
@@ -129,7 +125,7 @@ def random_crop(
     """A random crop of an image, resized to a square.
 
     Args:
-      key: the view's `example_key`.
+      draws: the view's `view_draws`.
       image: u8[H, W, C], padded below and to the right.
       height: int32 scalar: the image's own height, pixels; may be traced.
       width: int32 scalar: the image's own width, pixels; may be traced.
@@ -140,12 +136,14 @@ def random_crop(
     Returns:
       u8[size, size, C].
     """
-    box = random_crop_box(key, height, width, policy)
+    box = geometric.random_resized_crop_box(
+        draws[_CROP], height, width, policy.crop_scale, policy.crop_ratio
+    )
     return geometric.crop_and_resize(image, box, size, dtype)
 
 
 def distort(
-    key: jax.Array, image: jax.Array, policy: Policy, dtype: DTypeLike = jnp.float32
+    draws: jax.Array, image: jax.Array, policy: Policy, dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
     """Jitter, grayscale, blur and flip, each with its probability, in the paper's order.
 
@@ -153,7 +151,7 @@ def distort(
     others as they are.
 
     Args:
-      key: the view's `example_key`.
+      draws: the view's `view_draws`.
       image: u8[S, S, C], a crop.
       policy: static; see `for_channels` where C is not 3.
       dtype: floating dtype of the arithmetic and of the result.
@@ -161,21 +159,17 @@ def distort(
     Returns:
       dtype[S, S, C] in [0, 1], not normalised.
     """
-    jitter_key, gray_key, blur_key, flip_key = jax.random.split(_distort_key(key), 4)
     view = image.astype(dtype) / 255
     if policy.jitter_probability > 0:
-        yes_key, amount_key = jax.random.split(jitter_key)
-        yes = jax.random.bernoulli(yes_key, policy.jitter_probability)
-        view = jnp.where(yes, photometric.color_jitter(amount_key, view, policy), view)
+        jittered = photometric.color_jitter(draws[_JITTER], view, policy)
+        view = jnp.where(draws[_JITTER_YES] < policy.jitter_probability, jittered, view)
     if policy.grayscale_probability > 0:
-        yes = jax.random.bernoulli(gray_key, policy.grayscale_probability)
+        yes = draws[_GRAYSCALE_YES] < policy.grayscale_probability
         view = jnp.where(yes, photometric.to_grayscale(view), view)
     if policy.blur_probability > 0:
-        yes_key, amount_key = jax.random.split(blur_key)
-        yes = jax.random.bernoulli(yes_key, policy.blur_probability)
-        low, high = policy.blur_sigma
-        sigma = jax.random.uniform(amount_key, (), jnp.float32, minval=low, maxval=high)
+        sigma = geometric.between(draws[_BLUR_SIGMA], *policy.blur_sigma)
+        yes = draws[_BLUR_YES] < policy.blur_probability
         view = photometric.gaussian_blur(view, jnp.where(yes, sigma, 0))
     if policy.flip_probability > 0:
-        view = geometric.flip(view, jax.random.bernoulli(flip_key, policy.flip_probability))
+        view = geometric.flip(view, draws[_FLIP_YES] < policy.flip_probability)
     return view
