@@ -32,6 +32,9 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2):
         self.folder = folder.absolute()
         self.keep = keep
+        # Left by a kill in the middle of a save; the stage's lock makes this its only writer.
+        for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(left)
         self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         # Orbax's own callback runs before its rename; the manifest has to come after it.
         self._finalizer = futures.ThreadPoolExecutor(1)
@@ -54,9 +57,9 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits for the save under way, its manifest included; its error is raised here."""
-        if self._finalized is not None:
-            self._finalized.result()
-            self._finalized = None
+        pending, self._finalized = self._finalized, None
+        if pending is not None:
+            pending.result()
 
     def steps(self) -> list[int]:
         """The steps that have a valid manifest, oldest first."""
@@ -98,7 +101,9 @@ def restore_subtree(folder: Path, step: int, name: str) -> dict[str, Any]:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         saved = reader.metadata(path).item_metadata.tree[name]
         # Without a given type Orbax would ask for the devices of the run that wrote the file.
-        item = {name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved)}
+        item = {
+            name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved)
+        }
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         restored = reader.restore(
             path,
@@ -122,11 +127,15 @@ def manifest_is_valid(folder: Path) -> bool:
     """Whether every file that the manifest names is there with its size and hash."""
     try:
         files = json.loads((folder / MANIFEST).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # damaged JSON or UTF-8
         return False
-    return bool(files) and all(
-        (folder / name).is_file() and _fingerprint(folder / name) == entry
-        for name, entry in files.items()
+    return (
+        isinstance(files, dict)
+        and bool(files)
+        and all(
+            (folder / name).is_file() and _fingerprint(folder / name) == entry
+            for name, entry in files.items()
+        )
     )
 
 

@@ -7,12 +7,13 @@ dataclasses below are the only place where a field, its type and its default are
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import re
 import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class Stage:
     model: Model = Model()
     moco: MoCo = MoCo()
     optimizer: Optimizer = Optimizer()
-    augment: Policy = Policy()
+    augment: Policy = POLICIES["moco_v2"]
     input: Input = Input()
 
     @property
@@ -105,6 +106,8 @@ class Stage:
         """Its steps as a tuple."""
         return self.steps if isinstance(self.steps, tuple) else (self.steps,)
 
+
+_SECTION = "Write a dict of its fields."
 
 # Fields that a config sets once and a stage may override.
 SHARED = ("batch_size", "image_size", "model", "moco", "optimizer", "augment", "input")
@@ -148,31 +151,28 @@ TEMPLATE_FIELDS: dict[str, Any] = {"stages": None, "adapt": AdaptFields}
 
 def default_config(template: str = "stages") -> config_dict.ConfigDict:
     """A mutable config with every field at its default, for config files to fill in."""
-    config = config_dict.ConfigDict()
+    # Neither locked nor type-safe: `resolve` reports all mistakes at once, where ml_collections
+    # would stop at the first.
+    config = config_dict.ConfigDict(type_safe=False)
     for field in dataclasses.fields(Config):
         if field.name not in ("shared", "stages", "arms"):
             config[field.name] = _mutable(getattr(Config(), field.name))
     for name in SHARED:
         config[name] = _mutable(getattr(Stage(), name))
     # The parts of a policy are unset until someone overrides the policy's own.
-    hints = typing.get_type_hints(Policy)
-    config.augment = {"policy": "moco_v2"}
-    for name, hint in hints.items():
-        config.augment[name] = config_dict.placeholder(typing.get_origin(hint) or hint)
-    config.stages = config_dict.ConfigDict(sort_keys=False)  # arms and stages keep their order
-    config.arms = config_dict.ConfigDict(sort_keys=False)
+    config.augment = {"policy": "moco_v2", **dict.fromkeys(typing.get_type_hints(Policy))}
+    for name in ("stages", "arms"):  # they keep their order
+        config[name] = config_dict.ConfigDict(type_safe=False, sort_keys=False)
     config.template = template
     if TEMPLATE_FIELDS[template] is not None:
         for field in dataclasses.fields(TEMPLATE_FIELDS[template]):
             config[field.name] = field.default
-    config.lock()
-    config.stages.unlock()
-    config.arms.unlock()
     return config
 
 
 def _mutable(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if nested else value
 
 
 def load(path: str) -> config_dict.ConfigDict:
@@ -186,7 +186,11 @@ def load(path: str) -> config_dict.ConfigDict:
     try:
         namespace: dict[str, Any] = {"__name__": "config", "__file__": path}
         exec(compile(Path(path).read_bytes(), path, "exec"), namespace)
+        if "get_config" not in namespace:
+            raise UserError(path, None, "a function get_config()", "Define it.")
         config = namespace["get_config"]()
+    except UserError:
+        raise
     except Exception as error:  # whatever a config file raises is its author's to mend
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         line = frames[-1].lineno if frames else getattr(error, "lineno", None)
@@ -227,14 +231,14 @@ def resolve(
     Raises:
       UserError: with all mistakes in one go.
     """
-    raw = config.to_dict() if isinstance(config, config_dict.ConfigDict) else dict(config)
+    plain = config.to_dict() if isinstance(config, config_dict.ConfigDict) else dict(config)
+    raw = copy.deepcopy(plain)
     mistakes: list[Mistake] = []
-    template = raw.get("template", "stages")
-    if template not in TEMPLATE_FIELDS:
-        mistake = Mistake(
-            "template", template, "a known template", nearest(str(template), TEMPLATE_FIELDS)
-        )
-        raise UserError.of([mistake])
+    template = dict(overrides).get("template", raw.get("template", "stages"))
+    if template not in tuple(TEMPLATE_FIELDS):
+        fix = nearest(str(template), TEMPLATE_FIELDS)
+        raise UserError("template", template, "a known template", fix)
+    raw["template"] = template
     for path, text in overrides:
         _override(raw, path, text, mistakes)
     fields = TEMPLATE_FIELDS[template]
@@ -242,11 +246,12 @@ def resolve(
         names = {field.name for field in dataclasses.fields(fields)}
         short = {name: raw.pop(name) for name in names if name in raw}
         built = _build(fields, short, "", mistakes)
-        if not mistakes:
-            _adapt(raw, built, inspect_data, inspect_weights)
+        _resolve_stages(copy.deepcopy(raw), mistakes)
+        if mistakes:  # a template must not compute with values of the wrong type
+            raise UserError.of(mistakes)
+        _adapt(raw, built, inspect_data, inspect_weights)
     resolved = _resolve_stages(raw, mistakes)
-    if not mistakes:  # ranges mean nothing for values of the wrong type
-        mistakes += _check(resolved)
+    mistakes += _check(resolved, alone=bool(mistakes))
     if mistakes:
         raise UserError.of(mistakes)
     return resolved
@@ -254,33 +259,52 @@ def resolve(
 
 def _override(raw: dict[str, Any], path: str, text: str, mistakes: list[Mistake]) -> None:
     """Sets one field of the nested dict; stages and arms must already be there."""
-    *parents, last = path.split(".")
-    node, hints = raw, _top_hints(raw.get("template", "stages"))
-    for depth, name in enumerate([*parents, last]):
-        here = ".".join(path.split(".")[: depth + 1])
-        if not isinstance(hints, Mapping) or name not in hints:
-            known = hints if isinstance(hints, Mapping) else ()
-            mistakes.append(Mistake(f"config.{here}", None, "a known field", nearest(name, known)))
+    node, hints, names = raw, _top_hints(raw["template"]), path.split(".")
+    for depth, name in enumerate(names):
+        if not isinstance(hints, Mapping):
+            parent = ".".join(names[:depth])
+            fix = f"Set --config.{parent}=VALUE."
+            mistakes.append(Mistake(f"config.{path}", text, f"nothing below {parent}", fix))
+            return
+        if name not in hints:
+            here = ".".join(names[: depth + 1])
+            fix = _suggest(name, hints)
+            mistakes.append(Mistake(f"config.{here}", None, "a known field", fix))
             return
         hints = hints[name]
         if name in ("stages", "arms") and depth == 0:
-            entry_hints = hints
-            hints = {entry: entry_hints for entry in raw.get(name) or {}}
-        if name != last or depth < len(parents):
-            node = node.setdefault(name, {})
+            entries = raw.get(name)
+            hints = dict.fromkeys(entries if isinstance(entries, Mapping) else (), hints)
+        if depth < len(names) - 1 and isinstance(hints, Mapping):
+            if node.get(name) is None:
+                node[name] = {}
+            node = node[name]
+            if not isinstance(node, dict):
+                return  # the section itself is a mistake, and is reported as one
     if isinstance(hints, Mapping):
-        mistakes.append(
-            Mistake(f"config.{path}", text, "one field", f"Set one of: {', '.join(hints)}.")
-        )
-        return
-    node[last] = text if hints is str else _literal(text)
+        fix = f"Set one of: {', '.join(hints)}."
+        mistakes.append(Mistake(f"config.{path}", text, "one field", fix))
+    else:
+        node[names[-1]] = _parsed(text, hints)
 
 
-def _literal(text: str) -> Any:
+def _parsed(text: str, hint: Any) -> Any:
+    """The text of an override as a value; whether it is of type `hint` is checked later."""
+    if hint is str:
+        return text
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False}.get(text.lower(), text)
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError):
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    # A shell eats quotes and brackets, so `a,b` and a single item are tuples too.
+    if hint == tuple[str, ...] and isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return (value,) if hint == tuple[int, ...] and type(value) is int else value
+
+
+def _suggest(name: object, known: Iterable[str]) -> str:
+    known = list(known)
+    return nearest(str(name), known) if known else "There are none in this config."
 
 
 def _top_hints(template: str) -> dict[str, Any]:
@@ -305,18 +329,32 @@ def _resolve_stages(raw: dict[str, Any], mistakes: list[Mistake]) -> Config:
     """Fills each stage with the shared fields that it does not override."""
     shared = {name: raw.pop(name) for name in SHARED if raw.get(name) is not None}
     arms = {}
-    for name, members in (raw.pop("arms", None) or {}).items():
-        arms[name] = _coerce(members, tuple[str, ...], f"arms.{name}", mistakes)
+    for name, members in _entries(raw, "arms", mistakes).items():
+        arms[name] = _coerce(members, tuple[str, ...], f"arms.{name}", mistakes, ())
     inherited: list[Mistake] = []
     default = _build_stage(shared, "", inherited)
     mistakes += inherited
     stages = {}
-    for name, own in (raw.pop("stages", None) or {}).items():
-        at, found = f"stages.{name}.", []
+    for name, own in _entries(raw, "stages", mistakes).items():
+        at = f"stages.{name}."
+        found: list[Mistake] = []
+        if not isinstance(own, Mapping):
+            mistakes.append(Mistake(f"stages.{name}", own, "a section", _SECTION))
+            continue
         stages[name] = _build_stage(_merge(shared, own), at, found)
         mistakes += _once(inherited, found, at)
-    top = _build(Config, raw, "", mistakes, skip=("stages", "arms", "shared"))
+    known = _top_hints(raw.get("template", "stages"))
+    top = _build(Config, raw, "", mistakes, ("stages", "arms", "shared"), known)
     return dataclasses.replace(top, stages=stages, arms=arms, shared=default)
+
+
+def _entries(raw: dict[str, Any], name: str, mistakes: list[Mistake]) -> dict[str, Any]:
+    """Takes `stages` or `arms` out of the nested dict."""
+    entries = raw.pop(name, None) or {}
+    if isinstance(entries, Mapping):
+        return {str(key): value for key, value in entries.items()}
+    mistakes.append(Mistake(name, entries, "a section", _SECTION))
+    return {}
 
 
 def _merge(shared: Mapping[str, Any], own: Any) -> dict[str, Any]:
@@ -339,49 +377,78 @@ def _build_stage(values: dict[str, Any], where: str, mistakes: list[Mistake]) ->
 
 def _build_policy(values: Any, where: str, mistakes: list[Mistake]) -> Policy:
     if not isinstance(values, Mapping):
-        mistakes.append(Mistake(where, values, "a section", "Write a dict of its fields."))
+        mistakes.append(Mistake(where, values, "a section", _SECTION))
         return Policy()
     name = values.get("policy", "moco_v2")
-    if name not in POLICIES:
+    if name not in tuple(POLICIES):
         fix = nearest(str(name), POLICIES)
         mistakes.append(Mistake(f"{where}.policy", name, "a known policy", fix))
         return Policy()
     parts = {k: v for k, v in values.items() if k != "policy" and v is not None}
     overridden = dataclasses.asdict(POLICIES[name]) | parts
-    return _build(Policy, overridden, f"{where}.", mistakes)
+    return _build(
+        Policy, overridden, f"{where}.", mistakes, known=("policy", *typing.get_type_hints(Policy))
+    )
 
 
 def _build(
-    cls: Any, values: Any, where: str, mistakes: list[Mistake], skip: tuple[str, ...] = ()
+    cls: Any,
+    values: Any,
+    where: str,
+    mistakes: list[Mistake],
+    skip: tuple[str, ...] = (),
+    known: Iterable[str] | None = None,
 ) -> Any:
-    """An instance of a dataclass from a dict, noting unknown fields and wrong types."""
+    """An instance of a dataclass from a dict, noting unknown fields and wrong types.
+
+    Args:
+      cls: the dataclass.
+      values: what it is built from; None is unset, and so is what is of the wrong type.
+      where: the place of `values` in the config, with a dot at its end.
+      mistakes: new ones are added.
+      skip: fields that may not be given.
+      known: the names to suggest from, where they are not the dataclass's own.
+    """
     if not isinstance(values, Mapping):
-        mistakes.append(Mistake(where.rstrip("."), values, "a section", "Write a dict of fields."))
+        mistakes.append(Mistake(where.rstrip("."), values, "a section", _SECTION))
         return cls()
     hints = {k: v for k, v in typing.get_type_hints(cls).items() if k not in skip}
     built = {}
     for name, value in values.items():
         if name not in hints:
-            fix = nearest(name, hints)
+            fix = _suggest(name, set(known or hints) - {name})
             mistakes.append(Mistake(f"{where}{name}", None, "a known field", fix))
+        elif value is None:
+            continue
         elif dataclasses.is_dataclass(hints[name]):
             built[name] = _build(hints[name], value, f"{where}{name}.", mistakes)
-        elif value is not None:
-            before = len(mistakes)
-            coerced = _coerce(value, hints[name], f"{where}{name}", mistakes)
-            if len(mistakes) == before:
-                built[name] = coerced
+        else:
+            default = getattr(cls(), name)
+            built[name] = _coerce(value, hints[name], f"{where}{name}", mistakes, default)
     return cls(**built)
 
 
-def _coerce(value: Any, hint: Any, where: str, mistakes: list[Mistake]) -> Any:
-    """`value` as the type `hint`; a mistake is noted where it is of another type."""
+# What a message calls a type.
+_EXPECTED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "text",
+    tuple[str, ...]: "a tuple of names such as ('a', 'b')",
+    tuple[int, ...]: "a tuple of whole numbers such as (0, 1)",
+    tuple[float, float]: "two numbers such as (0.1, 2.0)",
+    float | int: "a number",
+    int | tuple[int, ...]: "a whole number, or a tuple of them such as (50, 200)",
+}
+
+
+def _coerce(value: Any, hint: Any, where: str, mistakes: list[Mistake], default: Any) -> Any:
+    """`value` as the type `hint`; where it is of another type, a mistake and the default."""
     fits = _fit(value, hint)
     if fits is None:
-        expected = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
-        wanted = expected.get(hint, str(hint).replace("float | int", "a number"))
-        mistakes.append(Mistake(where, value, wanted, f"Set it with --config.{where}=VALUE."))
-        return value
+        fix = f"Set it with --config.{where}=VALUE."
+        mistakes.append(Mistake(where, value, _EXPECTED[hint], fix))
+        return default
     return fits[0]
 
 
@@ -434,7 +501,8 @@ def _adapt(
     raw["target"] = fields.data if data["labelled"] else ""
     steps = fields.steps or max(100, min(5000, 40 * data["images"] // raw["batch_size"]))
     raw["stages"] = {"adapted": {"dataset": fields.data, "steps": steps}}
-    raw["arms"] = {"random": (), "T": ("adapted",)}
+    # Random weights are there to be measured against, which takes labels.
+    raw["arms"] = ({"random": ()} if data["labelled"] else {}) | {"T": ("adapted",)}
     if fields.init != "random":
         raw["stages"]["base"] = {"init": fields.init, "trainable": "nothing"}
         raw["arms"] = {"B-direct": ("base",), "B+T": ("base", "adapted")}
@@ -442,10 +510,17 @@ def _adapt(
 
 
 class _Checks:
-    """Mistakes found below one place of the config."""
+    """Mistakes found below one place of the config.
 
-    def __init__(self, at: str = ""):
+    Args:
+      at: the place, with a dot at its end.
+      alone: whether to judge each field by itself, since another one is wrong already and what
+        they demand of each other would mislead.
+    """
+
+    def __init__(self, at: str, alone: bool):
         self.at = at
+        self.alone = alone
         self.mistakes: list[Mistake] = []
 
     def need(self, ok: bool, field: str, value: object, expected: str, fix: str = "") -> None:
@@ -454,6 +529,12 @@ class _Checks:
             fix = fix or f"Set --config.{self.at}{field}."
             self.mistakes.append(Mistake(self.at + field, value, expected, fix))
 
+    def need_together(
+        self, ok: bool, field: str, value: object, expected: str, fix: str = ""
+    ) -> None:
+        """The same for what depends on other fields too."""
+        self.need(ok or self.alone, field, value, expected, fix)
+
 
 def _once(shared: list[Mistake], own: list[Mistake], at: str) -> list[Mistake]:
     """A stage's own mistakes: those it did not inherit from the shared fields."""
@@ -461,45 +542,38 @@ def _once(shared: list[Mistake], own: list[Mistake], at: str) -> list[Mistake]:
     return [m for m in own if (m.field.removeprefix(at), repr(m.value)) not in seen]
 
 
-def _check(config: Config) -> list[Mistake]:
-    """Ranges, names and what fields demand of each other."""
-    mistakes = _check_top(config)
-    shared = _check_shared(config.shared, "")
+def _check(config: Config, alone: bool) -> list[Mistake]:
+    """Ranges, names and, unless `alone`, what fields demand of each other."""
+    mistakes = _check_top(config, alone)
+    shared = _check_shared(config.shared, "", alone)
     mistakes += shared
     for name, stage in config.stages.items():
         at = f"stages.{name}."
-        mistakes += _once(shared, _check_shared(stage, at), at) + _check_stage(stage, at)
+        own = _check_shared(stage, at, alone)
+        mistakes += _once(shared, own, at) + _check_stage(stage, at, alone)
     return mistakes
 
 
-def _check_top(config: Config) -> list[Mistake]:
-    checks = _Checks()
+def _check_top(config: Config, alone: bool) -> list[Mistake]:
+    checks = _Checks("", alone)
     need = checks.need
     rule = "letters, digits and any of _ . @ + - %, not starting with a dot"
     safe = re.compile(r"[\w@+%-][\w.@+%-]*")
     for field, names in (("name", [config.name]), ("stages", config.stages), ("arms", config.arms)):
         for name in names:
             need(bool(safe.fullmatch(name)), field, name, rule, "Choose another name.")
-    need(bool(config.seeds) and min(config.seeds) >= 0, "seeds", config.seeds, "at least one, >= 0")
+    # jax.random.key keeps 32 bits of a seed: beyond them, seeds would silently be equal.
+    good = bool(config.seeds) and min(config.seeds) >= 0 and max(config.seeds) < 2**32
+    need(good, "seeds", config.seeds, "at least one, each in [0, 2**32)")
     need(len(set(config.seeds)) == len(config.seeds), "seeds", config.seeds, "distinct seeds")
-    need(bool(config.arms), "arms", None, "at least one arm", "For example arms.T = ('target',).")
-    for arm, names in config.arms.items():
-        for name in names:
-            need(name in config.stages, f"arms.{arm}", name, "a stage", nearest(name, config.stages))
-    need(
-        bool(config.target) or () not in config.arms.values(),
-        "target",
-        config.target,
-        "a dataset, since an empty arm is random weights with the target's pixel statistics",
-    )
-    for name in config.shared_stages:
-        need(name in config.stages, "shared_stages", name, "a stage", nearest(name, config.stages))
+    _check_arms(config, checks.need_together)
     for name in config.evaluations:
         known = nearest(name, EVALUATIONS)
         need(name in EVALUATIONS, "evaluations", name, "a known evaluation", known)
     need(config.metric == "top1", "metric", config.metric, "'top1'")
     arm = config.export
-    need(not arm or arm in config.arms, "export", arm, "the name of an arm", nearest(arm, config.arms))
+    known = _suggest(arm, config.arms)
+    checks.need_together(not arm or arm in config.arms, "export", arm, "the name of an arm", known)
     need(config.log_every_steps >= 1, "log_every_steps", config.log_every_steps, "at least 1")
     need(config.save_every_steps >= 0, "save_every_steps", config.save_every_steps, "at least 0")
     minutes = config.save_every_minutes
@@ -510,14 +584,41 @@ def _check_top(config: Config) -> list[Mistake]:
     return checks.mistakes
 
 
-def _check_shared(stage: Stage, at: str) -> list[Mistake]:
+def _check_arms(config: Config, need: Callable[..., None]) -> None:
+    """Checks what arms, stages, the target and shared stages demand of each other."""
+    need(bool(config.arms), "arms", None, "at least one arm", "For example arms.T = ('target',).")
+    for arm, names in config.arms.items():
+        for name in names:
+            known = _suggest(name, config.stages)
+            need(name in config.stages, f"arms.{arm}", name, "a stage", known)
+    need(
+        bool(config.target) or () not in config.arms.values(),
+        "target",
+        config.target,
+        "a dataset, since an empty arm is random weights with the target's pixel statistics",
+    )
+    shared = config.shared_stages
+    for name in shared:
+        known = _suggest(name, config.stages)
+        need(name in config.stages, "shared_stages", name, "a stage", known)
+    for arm, names in config.arms.items():
+        # One model for all seeds cannot start from a parent that each seed has its own of.
+        last = max((i for i, name in enumerate(names) if name in shared), default=0)
+        for name in names[:last]:
+            expected = f"{name!r} too, which comes before {names[last]!r} in the arm {arm!r}"
+            need(name in shared, "shared_stages", shared, expected)
+
+
+def _check_shared(stage: Stage, at: str, alone: bool) -> list[Mistake]:
     """Checks the fields that stages share."""
-    checks = _Checks(at)
+    checks = _Checks(at, alone)
     need, batch = checks.need, stage.batch_size
     need(batch >= 2, "batch_size", batch, "at least 2")
     need(stage.image_size >= 8, "image_size", stage.image_size, "at least 8 pixels")
-    _check_model(stage.model, batch, need)
-    _check_moco(stage.moco, batch, stage.model.bn_groups, need)
+    _check_model(stage.model, need)
+    _check_moco(stage.moco, need)
+    if batch >= 2:
+        _check_batch(stage, checks.need_together)
     opt = stage.optimizer
     need(opt.learning_rate >= 0, "optimizer.learning_rate", opt.learning_rate, "at least 0")
     need(opt.weight_decay >= 0, "optimizer.weight_decay", opt.weight_decay, "at least 0")
@@ -530,7 +631,7 @@ def _check_shared(stage: Stage, at: str) -> list[Mistake]:
     return checks.mistakes
 
 
-def _check_model(model: Model, batch: int, need: Callable[..., None]) -> None:
+def _check_model(model: Model, need: Callable[..., None]) -> None:
     known = nearest(model.arch, ARCHITECTURES)
     need(model.arch in ARCHITECTURES, "model.arch", model.arch, "a known architecture", known)
     need(model.width >= 1, "model.width", model.width, "at least 1")
@@ -538,24 +639,33 @@ def _check_model(model: Model, batch: int, need: Callable[..., None]) -> None:
     need(model.stem_stride in (1, 2), "model.stem_stride", model.stem_stride, "1 or 2")
     dtypes = ("float32", "bfloat16", "float64")
     need(model.dtype in dtypes, "model.dtype", model.dtype, f"one of {dtypes}")
-    groups = model.bn_groups
-    need(
-        groups >= 1 and batch % groups == 0 and batch >= 2 * groups,
-        "model.bn_groups",
-        groups,
-        f"a number that cuts batch_size = {batch} into equal groups of at least 2",
-    )
+    need(model.bn_groups >= 1, "model.bn_groups", model.bn_groups, "at least 1")
 
 
-def _check_moco(moco: MoCo, batch: int, groups: int, need: Callable[..., None]) -> None:
-    size = moco.queue_size
-    need(size >= batch, "moco.queue_size", size, f"at least batch_size = {batch}")
+def _check_moco(moco: MoCo, need: Callable[..., None]) -> None:
+    need(moco.queue_size >= 1, "moco.queue_size", moco.queue_size, "at least 1")
     need(moco.dim >= 2, "moco.dim", moco.dim, "at least 2")
     need(0 <= moco.momentum <= 1, "moco.momentum", moco.momentum, "a number in [0, 1]")
     need(moco.temperature > 0, "moco.temperature", moco.temperature, "more than 0")
-    block, smallest = moco.shuffle_block, min(2 * batch // max(groups, 1), batch)
+    need(moco.shuffle_block >= 0, "moco.shuffle_block", moco.shuffle_block, "at least 0")
+
+
+def _check_batch(stage: Stage, need: Callable[..., None]) -> None:
+    """Checks what batch norm, queue and shuffling demand of the batch."""
+    batch, groups = stage.batch_size, stage.model.bn_groups
+    size, block = stage.moco.queue_size, stage.moco.shuffle_block
+    if groups >= 1:
+        need(
+            batch % groups == 0 and batch >= 2 * groups,
+            "model.bn_groups",
+            groups,
+            f"a number that cuts batch_size = {batch} into equal groups of at least 2",
+        )
+    if size >= 1:
+        need(size >= batch, "moco.queue_size", size, f"at least batch_size = {batch}")
+    smallest = min(2 * batch // max(groups, 1), batch)
     need(
-        block == 0 or (block >= smallest and batch % block == 0),
+        block <= 0 or (block >= smallest and batch % block == 0),
         "moco.shuffle_block",
         block,
         f"0, or a divisor of batch_size = {batch} that holds at least two batch-norm groups",
@@ -589,19 +699,22 @@ def _check_input(values: Input, need: Callable[..., None]) -> None:
     need(0 <= share < 1, "input.max_unreadable", share, "a share in [0, 1)")
 
 
-def _check_stage(stage: Stage, at: str) -> list[Mistake]:
+def _check_stage(stage: Stage, at: str, alone: bool) -> list[Mistake]:
     """Checks the fields that only a stage has."""
-    checks = _Checks(at)
+    checks = _Checks(at, alone)
     need, trainable = checks.need, stage.trainable
     close = nearest(trainable, TRAINABLE)
     need(trainable in TRAINABLE, "trainable", trainable, f"one of {TRAINABLE}", close)
     if trainable in ("all", "batch_norm"):
         budgets = stage.budgets
-        need(bool(budgets) and min(budgets) >= 1, "steps", stage.steps, "at least 1 step")
+        given = need if stage.steps != 0 else checks.need_together
+        given(bool(budgets) and min(budgets) >= 1, "steps", stage.steps, "at least 1 step")
         need(len(set(budgets)) == len(budgets), "steps", stage.steps, "distinct numbers")
     if trainable != "nothing":
-        need(bool(stage.dataset), "dataset", "", "a dataset", "For example 'folder:PATH'.")
+        example = "For example 'folder:PATH'."
+        checks.need_together(bool(stage.dataset), "dataset", "", "a dataset", example)
     need(bool(stage.splits), "splits", stage.splits, "at least one split")
+    need(len(set(stage.splits)) == len(stage.splits), "splits", stage.splits, "distinct splits")
     for split in stage.splits:
         allowed = "train or val: test images are never pretrained on"
         need(split in ("train", "val"), "splits", split, allowed)

@@ -50,6 +50,8 @@ class UserError(Exception):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that suggests the nearest known name, or lists them all."""
     known = sorted(known)
+    if not known:
+        return "There are none."
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"Did you mean {close[0]!r}?"

@@ -71,6 +71,13 @@ def _evaluations_done(stage: plan.Stage, asked: plan.Plan, workdir: Path) -> int
     return sum((folder / f).is_file() for f in plan.evaluation_files(stage, asked).values())
 
 
+def _absent(dataset: str, data_dir: str) -> str:
+    """What stands for a dataset that is not there: its path, where it is a folder."""
+    scheme, _, place = dataset.partition(":")
+    path = Path(data_dir).expanduser() / Path(place).expanduser()
+    return f"(not found: {path if scheme == 'folder' else dataset})"
+
+
 def describe(asked: plan.Plan, workdir: Path) -> list[str]:
     """The dry run: lines on stages, arms, evaluations, time and disk.
 
@@ -89,11 +96,13 @@ def describe(asked: plan.Plan, workdir: Path) -> list[str]:
         parts = [f"{stage.steps} steps" if stage.trains else config.trainable]
         parts += [f"seed {stage.seed}", f"after {stage.parent.id}" if stage.parent else ""]
         if stage.fingerprint == plan.UNKNOWN:
-            parts.append(f"(not found: {config.dataset})")
+            parts.append(_absent(config.dataset, asked.config.data_dir))
         else:
             parts.append(config.dataset)
         if stage.parent is None and config.init != "random":
-            parts.append(config.init if Path(config.init).exists() else f"(not found: {config.init})")
+            parts.append(
+                config.init if Path(config.init).exists() else f"(not found: {config.init})"
+            )
         lines.append(f"  {stage.id:28} {state:6} " + "  ".join(part for part in parts if part))
     lines.append("arms:")
     for run in asked.runs:
@@ -102,7 +111,7 @@ def describe(asked: plan.Plan, workdir: Path) -> list[str]:
     target = asked.config.target
     if target:
         absent = asked.target_fingerprint == plan.UNKNOWN
-        shown = f"(not found: {target})" if absent else target
+        shown = _absent(target, asked.config.data_dir) if absent else target
         finished = [_evaluations_done(run.stage, asked, workdir) for run in asked.runs]
         counted = f"{sum(finished)} of {len(asked.config.evaluations) * len(finished)} done"
         lines.append(f"evaluations: {', '.join(asked.config.evaluations)} on {shown}, {counted}")

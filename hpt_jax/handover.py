@@ -10,7 +10,7 @@ import numpy as np
 from hpt_jax import plan, pretrain
 from hpt_jax.augment.policies import for_channels
 from hpt_jax.data.library import Library, StageData
-from hpt_jax.errors import UserError
+from hpt_jax.errors import Mistake, UserError
 from hpt_jax.lineage import kin
 from hpt_jax.models.backbone import Backbone, abstract_backbone, init_backbone
 from hpt_jax.parallel import Devices
@@ -64,8 +64,9 @@ def check(
     Raises:
       UserError: for the first mistake.
     """
-    for stage in asked.stages:
-        _check_devices(stage, devices)
+    found = [mistake for stage in asked.stages for mistake in _device_mistakes(stage, devices)]
+    if found:
+        raise UserError.of(list(dict.fromkeys(found)))
     todo = [stage for stage in asked.stages if not stage_folder(root, stage.id).is_done]
     for stage in todo:
         data = library.of_stage(stage)
@@ -80,15 +81,17 @@ def check(
         _check_weights(stage, library, devices)
 
 
-def _check_devices(stage: plan.Stage, devices: Devices) -> None:
-    devices.group_layout(stage.config.model.bn_groups)
+def _device_mistakes(stage: plan.Stage, devices: Devices) -> list[Mistake]:
+    found = []
+    try:
+        devices.group_layout(stage.config.model.bn_groups)
+    except UserError as error:
+        found += error.mistakes
     if stage.config.batch_size % devices.count:
-        raise UserError(
-            "batch_size",
-            stage.config.batch_size,
-            f"a multiple of the {devices.count} devices",
-            "Change it, or use fewer devices with --config.parallel.devices.",
-        )
+        fix = "Change it, or use fewer devices with --config.parallel.devices."
+        expected = f"a multiple of the {devices.count} devices"
+        found.append(Mistake("batch_size", stage.config.batch_size, expected, fix))
+    return found
 
 
 def _check_unchanged(stage: plan.Stage, root: Path) -> None:
@@ -159,7 +162,7 @@ def _warnings(stage: plan.Stage, library: Library) -> list[str]:
     _, skipped = for_channels(config.augment, channels)
     if skipped:
         lines.append(
-            f"{stage.name}: images of {channels} channels, so these have no meaning and are "
-            f"skipped: {', '.join(skipped)}"
+            f"{config.dataset} has {channels} channels: {', '.join(skipped)} mean nothing there "
+            "and are skipped"
         )
     return lines

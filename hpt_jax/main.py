@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from hpt_jax.errors import UserError, nearest
+from hpt_jax.errors import Mistake, UserError, nearest
 
-FLAGS = ("--config", "--workdir", "--help")
+HELP = """usage: python -m hpt_jax.main --config FILE --workdir DIR [--config.FIELD=VALUE ...]
+
+Hierarchical self-supervised pretraining. Running the same command again continues, and does
+nothing when all is done.
+
+  --config FILE           a config file, such as configs/quickstart.py
+  --workdir DIR           where results go; made if it is not there
+  --config.FIELD=VALUE    sets any field of the config, for example
+                          --config.dry_run=True or --config.stages.target.steps=50
+  --help                  prints this"""
+
+NEEDED = {"--config": "FILE", "--workdir": "DIR"}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hpt_jax.main",
-        description="Hierarchical self-supervised pretraining. Running the same command again "
-        "continues, and does nothing when all is done.",
-        epilog="Any field of the config: --config.FIELD=VALUE, for example "
-        "--config.dry_run=True or --config.stages.target.steps=50.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", required=True, metavar="FILE", help="a config file")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="where results go")
-    known, rest = parser.parse_known_args(arguments)
+    if "--help" in arguments or "-h" in arguments:
+        print(HELP)
+        return 0
     try:
-        overrides = parse_overrides(rest)
-        # Imported here, so that --help answers at once.
+        flags, overrides = parse(arguments)
+        # Imported here, so that --help and a wrong flag are answered at once.
         from hpt_jax import config, run
 
-        run.run(config.load(known.config), known.workdir, overrides)
+        run.run(config.load(flags["--config"]), flags["--workdir"], overrides)
     except UserError as error:
         print(f"{error}", file=sys.stderr)
         return 2
@@ -39,23 +41,43 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """`--config.a.b=text` and `--config.a.b text` as (field, text) pairs.
+def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Takes the command line apart; `--flag=value` and `--flag value` are the same.
+
+    Not by argparse, which reports one mistake at a time, with a page on usage.
+
+    Returns:
+      flag -> value for `--config` and `--workdir`, and (field, text) for each `--config.field`.
 
     Raises:
-      UserError: for anything else.
+      UserError: for unknown, missing and empty flags, all at once.
     """
-    overrides, rest = [], list(arguments)
+    flags: dict[str, str] = {}
+    overrides: list[tuple[str, str]] = []
+    mistakes: list[Mistake] = []
+    rest = list(arguments)
     while rest:
         flag, equals, text = rest.pop(0).partition("=")
-        if not flag.startswith("--config."):
-            raise UserError(flag, None, "a known flag", nearest(flag, FLAGS))
-        if not equals:
-            if not rest:
-                raise UserError(flag, None, "a value", f"Write {flag}=VALUE.")
-            text = rest.pop(0)
-        overrides.append((flag.removeprefix("--config."), text))
-    return overrides
+        if flag not in NEEDED and not flag.startswith("--config."):
+            known = nearest(flag, (*NEEDED, "--config.FIELD", "--help"))
+            mistakes.append(Mistake(flag, None, "a known flag", known))
+            if not equals and flag.startswith("--") and rest and not rest[0].startswith("--"):
+                rest.pop(0)  # its value
+        elif not equals and (not rest or rest[0].startswith("--")):
+            mistakes.append(Mistake(flag, None, "a value", f"Write {flag}=VALUE."))
+            flags.setdefault(flag, "?")
+        else:
+            text = text if equals else rest.pop(0)
+            if flag in NEEDED:
+                flags[flag] = text
+            else:
+                overrides.append((flag.removeprefix("--config."), text))
+    for flag, value in NEEDED.items():
+        if not flags.get(flag):
+            mistakes.append(Mistake(flag, flags.get(flag), "a path", f"Write {flag} {value}."))
+    if mistakes:
+        raise UserError.of(mistakes)
+    return flags, overrides
 
 
 if __name__ == "__main__":

@@ -238,7 +238,7 @@ def train_step(
         queue_pointer=pointer,
         queue_fill=fill,
     )
-    return next_state, {**metrics, "gradient_norm": optax.global_norm(grads)}
+    return next_state, {**metrics, "gradient_norm": optax.tree.norm(grads)}
 
 
 def info_nce(
@@ -262,7 +262,7 @@ def info_nce(
     loss = jnp.mean(jax.nn.logsumexp(logits, 1) - logits[:, 0])
     metrics = {
         "loss": loss,
-        "accuracy": jnp.mean(positive > negative.max(1)),
+        "accuracy": jnp.mean(positive > negative.max(1), dtype=positive.dtype),
         "positive_similarity": positive.mean(),
         "negative_similarity": negative.mean(),
     }

@@ -142,7 +142,12 @@ def make_plan(
                 run = Run(arm, parent.seed, parent, sum(on_target))
                 if run not in runs:
                     runs.append(run)
-    stages = {stage.id: stage for run in runs for stage in run.stage.chain}
+    # By the stage itself where the id is unknown: absent data makes no two stages one.
+    stages = {
+        stage if stage.id.endswith(UNKNOWN) else stage.id: stage
+        for run in runs
+        for stage in run.stage.chain
+    }
     return Plan(
         config, tuple(stages.values()), tuple(runs), fingerprints[config.target], _config_id(config)
     )
@@ -174,6 +179,8 @@ def identity(stage: config_lib.Stage, seed: int, start: str, data: str) -> str:
     if stage.trainable in ("nothing", "statistics"):
         for name in ("steps", "moco", "optimizer", "augment"):
             del fields[name]
+    if not stage.init_missing:
+        del fields["init_missing"]
     if stage.trainable == "nothing":
         del fields["batch_size"], fields["model"]["bn_groups"]
     fields |= {"seed": seed, "start": start, "data": data, "recipe": RECIPE_VERSION}
@@ -184,10 +191,12 @@ def evaluation_files(stage: Stage, asked: Plan) -> dict[str, str]:
     """Evaluation -> its file below the stage's folder, named by all that changes its result."""
     files = {}
     for name in asked.config.evaluations if asked.config.target else ():
+        seen = dataclasses.asdict(stage.config.input)
+        del seen["max_unreadable"]
         settings = {
             "target": asked.target_fingerprint,
             "image_size": stage.config.image_size,
-            "input": dataclasses.asdict(stage.config.input),
+            "input": seen,
             "version": EVALUATION_VERSION,
         }
         files[name] = f"evaluations/{name}-{content_hash(settings)}.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -13,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from hpt_jax import bn_statistics, checkpoints, moco, plan
 from hpt_jax import config as config_lib
@@ -22,7 +22,7 @@ from hpt_jax.data.order import batch_indices
 from hpt_jax.errors import UserError
 from hpt_jax.models.backbone import Backbone, jit_once
 from hpt_jax.models.resnet import ResNet
-from hpt_jax.parallel import AXIS, Devices
+from hpt_jax.parallel import Devices
 from hpt_jax.telemetry import writers
 from hpt_jax.telemetry.display import Display
 from hpt_jax.workdir import StageFolder, write_json
@@ -76,14 +76,14 @@ def run_stage(
       saving: when to log and to save.
       display: where progress goes.
     """
-    saver = checkpoints.Checkpoints(folder.checkpoints)
     began = time.monotonic()
-    if stage.config.trainable == "nothing":
-        saver.save(0, {"backbone": initial})
-    else:
-        assert data is not None
-        train(stage, folder, data, initial, devices, saving, saver, display)
-    saver.close()
+    # Closed whatever happens: a save under way is finished, not lost.
+    with contextlib.closing(checkpoints.Checkpoints(folder.checkpoints)) as saver:
+        if stage.config.trainable == "nothing":
+            saver.save(0, {"backbone": initial})
+        else:
+            assert data is not None
+            train(stage, folder, data, initial, devices, saving, saver, display)
     write_json(folder.done, {"steps": stage.steps, "seconds": time.monotonic() - began})
 
 
@@ -102,6 +102,7 @@ def train(
     method = METHODS[config.trainable]
     model = make_model(config.model, devices)
     settings = method.make_settings(config, model, data.pixels.shape[-1])
+    places = devices.shard(np.arange(config.batch_size))
     take_views = _compiled_views(method, settings, devices)
     take_step = _compiled_step(method, settings, devices)
 
@@ -127,7 +128,7 @@ def train(
             rows = data.rows[batch_indices(stage.seed, step, config.batch_size, len(data.rows))]
             rate = learning_rate(config.optimizer, step, steps)
             batch = take_views(
-                data.pixels, data.sizes, rows.astype(np.int32), carry[0].rng, np.int32(step)
+                places, data.pixels, data.sizes, rows.astype(np.int32), carry[0].rng, np.int32(step)
             )
             carry, metrics = take_step(carry, batch, np.asarray(rate, carry[1]["count"].dtype))
             # One step is always queued behind the one that runs; more would only delay a stop.
@@ -224,13 +225,19 @@ def _compiled_step(method: ModuleType, settings: Any, devices: Devices) -> Calla
 
 @functools.cache
 def _compiled_views(method: ModuleType, settings: Any, devices: Devices) -> Callable[..., Any]:
-    """(pixels, sizes, rows, rng, step) -> each view of the batch, cropped, cut over devices."""
+    """(places, pixels, sizes, rows, rng, step) -> each view of the batch, cut over devices.
+
+    `places` are the places in the batch that a device makes; all else is the same on every one.
+    """
 
     def views(
-        pixels: jax.Array, sizes: jax.Array, rows: jax.Array, rng: jax.Array, step: jax.Array
+        places: jax.Array,
+        pixels: jax.Array,
+        sizes: jax.Array,
+        rows: jax.Array,
+        rng: jax.Array,
+        step: jax.Array,
     ) -> dict[str, jax.Array]:
-        count = settings.batch_size // lax.axis_size(AXIS)
-        first = lax.axis_index(AXIS) * count
         slots = method.view_slots(settings, rng, step)
 
         def one(slot: jax.Array, view: int) -> jax.Array:
@@ -239,10 +246,9 @@ def _compiled_views(method: ModuleType, settings: Any, devices: Devices) -> Call
             return method.crop(settings, draws, pixels[row], sizes[row, 0], sizes[row, 1])
 
         return {
-            name: jax.vmap(functools.partial(one, view=view))(
-                lax.dynamic_slice_in_dim(shown, first, count)
-            )
+            name: jax.vmap(functools.partial(one, view=view))(shown[places])
             for view, (name, shown) in enumerate(slots.items())
         }
 
-    return devices.map(views, (False,) * 5, sharded_out=True, donate=False)
+    sharded = (True, False, False, False, False, False)
+    return devices.map(views, sharded, sharded_out=True, donate=False)

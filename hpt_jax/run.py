@@ -50,10 +50,12 @@ def run(
             display.line(line)
         return []
 
+    workdir.check_root(root)
+    keep_compiled_programs(root / "compilation_cache")
     devices = parallel.make_devices(asked.config.parallel.devices, asked.config.parallel.map)
     library = Library(asked.config.data_dir, devices, display)
-    open_workdir(root, asked)
     handover.check(asked, root, library, devices, display)
+    write_json(root / "plans" / f"{asked.config.name}.json", plan.as_json(asked))
 
     for stage in asked.stages:
         with workdir.locked(stage_folder(root, stage.id), display.line):
@@ -80,10 +82,9 @@ def make_plan(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = 
     )
 
 
-def open_workdir(root: Path, asked: plan.Plan) -> None:
-    """Makes the workdir, writes the plan, and lets compiled programs survive the process."""
-    write_json(root / "plans" / f"{asked.config.name}.json", plan.as_json(asked))
-    jax.config.update("jax_compilation_cache_dir", str(root / "compilation_cache"))
+def keep_compiled_programs(folder: Path) -> None:
+    """Lets compiled programs survive the process."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

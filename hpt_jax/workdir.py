@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hpt_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class StageFolder:
@@ -59,10 +61,28 @@ def stage_folder(workdir: Path, stage_id: str) -> StageFolder:
     return StageFolder(workdir / "stages" / stage_id)
 
 
+def check_root(folder: str | Path) -> None:
+    """Checks that a workdir can be written, or be made; makes nothing.
+
+    Raises:
+      UserError: if it is a file, is below one, or may not be written to.
+    """
+    here = Path(folder).absolute()
+    while not os.path.lexists(here):
+        here = here.parent
+    if not here.is_dir():
+        expected = f"a folder, but {here} is not one"
+        raise UserError("--workdir", str(folder), expected, "Choose another path.")
+    if not os.access(here, os.W_OK | os.X_OK):
+        expected = f"a folder that can be written, but {here} cannot"
+        raise UserError("--workdir", str(folder), expected, "Choose another, or allow it.")
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON by rename, so that the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    # Two runs may finish the same evaluation: neither may rename what the other is writing.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     os.replace(temporary, path)
 

@@ -57,15 +57,16 @@ def random_resized_crop_box(
         jnp.stack([fallback_height, fallback_width]),
     )
     slack = jnp.stack([height, width]) - sides
-    # A draw just below 1 may round up to slack + 1.
-    corner = jnp.minimum(jnp.floor(draws[2 * _ATTEMPTS :] * (slack + 1)), slack)
+    # A product with the largest float32 below 1 never rounds up to slack + 1.
+    corner = jnp.floor(draws[2 * _ATTEMPTS :] * (slack + 1))
     corner = jnp.where(some_fit, corner, jnp.floor(slack / 2))
     return jnp.concatenate([corner, sides])
 
 
 def between(draws: jax.Array, low: ArrayLike, high: ArrayLike) -> jax.Array:
     """Draws that are uniform in [0, 1), made uniform in [low, high)."""
-    return low + (jnp.asarray(high) - low) * draws
+    low, high = jnp.asarray(low), jnp.asarray(high)
+    return low + (high - low) * draws
 
 
 def center_crop_box(height: ArrayLike, width: ArrayLike, fraction: float) -> jax.Array:
@@ -123,14 +124,17 @@ def _triangle_weights(
 ) -> jax.Array:
     """The weight of every stored pixel in every output pixel along one axis, [size, stored]."""
     start, length = start.astype(dtype), length.astype(dtype)
-    step = length / size
-    centers = start + (jnp.arange(size, dtype=dtype) + 0.5) * step
+    outputs = jnp.arange(size, dtype=dtype)[:, None]
     pixels = jnp.arange(stored, dtype=dtype)
-    distance = jnp.abs(pixels + 0.5 - centers[:, None]) / jnp.maximum(step, 1)
+    # In units of 1 / (2 * size) of a pixel the distance between the centers of an output and of a
+    # stored pixel is a whole number for a whole box. So every weight and their sum are exact in any
+    # dtype and in any order of evaluation, until the one division.
+    distance = jnp.abs((2 * (pixels - start) + 1) * size - (2 * outputs + 1) * length)
+    reach = 2 * jnp.maximum(length, size)
     # A border that is whole but for rounding must not let in the pixel (of padding) behind it.
     slack = 1e-3
     inside = (pixels >= jnp.floor(start + slack)) & (pixels < jnp.ceil(start + length - slack))
-    weights = jnp.where(inside, jnp.maximum(1 - distance, 0), 0)
+    weights = jnp.where(inside, jnp.maximum(reach - distance, 0), 0)
     return weights / weights.sum(axis=-1, keepdims=True)
 
 

@@ -109,10 +109,7 @@ def color_jitter(draws: jax.Array, image: jax.Array, policy: Policy) -> jax.Arra
     turn, place = between(amounts[3], -policy.hue, policy.hue), places[3]
     before = {n: (p, jnp.where(p < place, factor, 1)) for n, (p, factor) in blends.items()}
     after = {n: (p, jnp.where(p < place, 1, factor)) for n, (p, factor) in blends.items()}
-    image = _blends(image, before)
-    # Without the barrier XLA's CPU backend computes the hue anew for each of its uses.
-    image = jax.lax.optimization_barrier(adjust_hue(image, turn))
-    return _blends(image, after)
+    return _blends(adjust_hue(_blends(image, before), turn), after)
 
 
 def gaussian_blur(image: jax.Array, sigma: ArrayLike) -> jax.Array:
@@ -150,19 +147,26 @@ def _blend(image: jax.Array, factor: ArrayLike, reference: jax.Array) -> jax.Arr
 
 def _blends(image: jax.Array, blends: dict[str, tuple[jax.Array, jax.Array]]) -> jax.Array:
     """Blends with the named references: {name: (place, factor)}, smallest place first."""
-    places = [place for place, _ in blends.values()]
+    if not blends:
+        return image
+    places = jnp.stack([place for place, _ in blends.values()])
+    factors = jnp.stack([factor for _, factor in blends.values()])
     # Rank by counting: cheaper to compile than a sort. Equal places go in the order of names.
-    ranks = [
-        sum((q < p) | ((q == p) & (j < i)) for j, q in enumerate(places))
-        for i, p in enumerate(places)
-    ]
-    for round_ in range(len(blends)):
-        reference, chosen = jnp.zeros((), image.dtype), jnp.ones((), image.dtype)
-        for rank, (name, (_, factor)) in zip(ranks, blends.items(), strict=True):
+    index = jnp.arange(len(blends))
+    equal_but_earlier = (places == places[:, None]) & (index < index[:, None])
+    ranks = ((places < places[:, None]) | equal_but_earlier).sum(axis=1)
+
+    def one_round(round_: jax.Array, image: jax.Array) -> jax.Array:
+        reference = jnp.zeros((), image.dtype)
+        for rank, name in zip(ranks, blends, strict=True):
             reference = jnp.where(rank == round_, _REFERENCES[name](image), reference)
-            chosen = jnp.where(rank == round_, factor, chosen)
-        image = _blend(image, chosen, reference)
-    return image
+        return _blend(image, jnp.where(ranks == round_, factors, 0).sum(), reference)
+
+    # Unrolled rounds would be fused with what follows them, and XLA's CPU backend would compute
+    # them anew for every channel that a later grey reads: four times as slow. One channel has no
+    # such grey, and compiles faster unrolled.
+    unroll = image.shape[-1] == 1
+    return jax.lax.fori_loop(0, len(blends), one_round, image, unroll=unroll)
 
 
 def _black(image: jax.Array) -> jax.Array:

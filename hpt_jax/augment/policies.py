@@ -49,9 +49,7 @@ POLICIES: dict[str, Policy] = {
     "faithful": Policy(hue=0.4),
     "no_grayscale": Policy(grayscale_probability=0.0),
     "no_color": Policy(jitter_probability=0.0),
-    "crop_blur": Policy(
-        jitter_probability=0.0, grayscale_probability=0.0, flip_probability=0.0
-    ),
+    "crop_blur": Policy(jitter_probability=0.0, grayscale_probability=0.0, flip_probability=0.0),
     "crop": Policy(
         jitter_probability=0.0,
         grayscale_probability=0.0,
@@ -104,7 +102,7 @@ def view_draws(rng: jax.Array, step: ArrayLike, slot: ArrayLike, view: int) -> j
       step: training step, may be traced.
       slot: the example's place in the global batch (not the place where it is computed), so that
         shuffling examples over devices changes no view; below 2**24; may be traced.
-      view: which view of the example, below 256.
+      view: which view of the example, below 128.
 
     Returns:
       f32[DRAWS], uniform in [0, 1).
@@ -167,7 +165,7 @@ def distort(
         yes = draws[_GRAYSCALE_YES] < policy.grayscale_probability
         view = jnp.where(yes, photometric.to_grayscale(view), view)
     if policy.blur_probability > 0:
-        sigma = geometric.between(draws[_BLUR_SIGMA], *policy.blur_sigma)
+        sigma = geometric.between(draws[_BLUR_SIGMA].astype(dtype), *policy.blur_sigma)
         yes = draws[_BLUR_YES] < policy.blur_probability
         view = photometric.gaussian_blur(view, jnp.where(yes, sigma, 0))
     if policy.flip_probability > 0:

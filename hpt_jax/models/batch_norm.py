@@ -87,7 +87,8 @@ class BatchNorm(nn.Module):
         unbiased = var * (count / (count - 1))
         for running, batch in ((running_mean, mean), (running_var, unbiased)):
             # The other groups' devices are averaged in by the train step's one pmean.
-            running.value += self.momentum * (batch.mean(0) - running.value)
+            # Not +=, which would write into the caller's own array where that is numpy's.
+            running.value = running.value + self.momentum * (batch.mean(0) - running.value)
 
         factor = scale * lax.rsqrt(var + self.epsilon)
         shift = bias - mean * factor

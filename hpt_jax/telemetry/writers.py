@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
 
 class MetricsWriter:
@@ -33,13 +34,17 @@ class MetricsWriter:
             self._write()
         else:
             with self._path.open("a", newline="") as file:
-                csv.DictWriter(file, list(self._rows[0])).writerow(self._rows[-1])
+                self._csv(file).writerow(self._rows[-1])
         self._tensorboard.write_scalars(step, dict(scalars))
+
+    def _csv(self, file: TextIO) -> csv.DictWriter[str]:
+        fields = list(self._rows[0]) if self._rows else ["step"]
+        return csv.DictWriter(file, fields, lineterminator="\n")
 
     def _write(self) -> None:
         temporary = self._path.with_name(self._path.name + ".tmp")
         with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(self._rows[0]) if self._rows else ["step"])
+            writer = self._csv(file)
             writer.writeheader()
             writer.writerows(self._rows)
         os.replace(temporary, self._path)
@@ -59,7 +64,7 @@ def read_metrics(csv_path: Path) -> list[dict[str, str]]:
 
 
 def write_parameter_overview(params: object, path: Path) -> None:
-    """clu's table of every parameter's name, shape and size, as a text file."""
+    """Writes clu's table of every parameter's name, shape and size, as a text file."""
     from clu import parameter_overview
 
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)

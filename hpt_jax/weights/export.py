@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from flax import traverse_util
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from hpt_jax.models.backbone import Backbone
 
@@ -25,7 +25,7 @@ _LEAVES = {
 
 
 def torch_name(module: str, leaf: str) -> str:
-    """The name of a tensor in torchvision: ('layer1_0_conv1', 'kernel') -> layer1.0.conv1.weight."""
+    """A tensor's name in torchvision: ('layer1_0_conv1', 'kernel') -> layer1.0.conv1.weight."""
     block = _BLOCK.fullmatch(module)
     if block:
         inner = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
@@ -58,17 +58,34 @@ def export_backbone(backbone: Backbone, facts: dict[str, Any], folder: Path) -> 
     tensors = {}
     for name, value in flatten(backbone).items():
         array = np.asarray(value)
-        tensors[name] = np.ascontiguousarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array)
+        tensors[name] = np.ascontiguousarray(
+            array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+        )
     mean = [float(x) for x in np.asarray(backbone.pixel_mean)]
     std = [float(x) for x in np.asarray(backbone.pixel_std)]
     facts = {**facts, "pixel_mean": mean, "pixel_std": std}
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "backbone.safetensors"
     temporary = target.with_name(target.name + ".tmp")
-    save_file(tensors, temporary, {"format": "pt", "hpt_jax": json.dumps(facts, sort_keys=True)})
+    metadata = {"format": "pt", "hpt_jax": json.dumps(facts, sort_keys=True)}
+    temporary.write_bytes(_ordered(save(tensors, metadata)))
     os.replace(temporary, target)
-    (folder / "card.md").write_text(_card(facts, len(tensors)))
+    temporary = folder / "card.md.tmp"
+    temporary.write_text(_card(facts, len(tensors)))
+    os.replace(temporary, folder / "card.md")
     return target
+
+
+def _ordered(file: bytes) -> bytes:
+    """A safetensors file with its header sorted: the same content is always the same bytes.
+
+    safetensors writes metadata in random order, and a file's hash is part of the identity of the
+    stages that start from it.
+    """
+    start = 8 + int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the data stays aligned
+    return len(header).to_bytes(8, "little") + header + file[start:]
 
 
 def _card(facts: dict[str, Any], tensors: int) -> str:

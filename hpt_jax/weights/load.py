@@ -19,6 +19,8 @@ from hpt_jax.models.backbone import Backbone
 from hpt_jax.weights.export import flatten, torch_name
 from hpt_jax.workdir import StageFolder, read_json
 
+_EXPECTED = "a finished stage's folder, or a backbone.safetensors that hpt_jax exported"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weights:
@@ -48,7 +50,10 @@ def load(path: str) -> Weights:
         backbone = load_stage(folder)
         lineage = read_json(folder.lineage)
         return Weights(
-            flatten(backbone), backbone.pixel_mean, backbone.pixel_std, lineage["words"]
+            flatten(backbone),
+            np.asarray(backbone.pixel_mean),
+            np.asarray(backbone.pixel_std),
+            lineage["words"],
         )
     tensors, facts = _read_safetensors(path)
     mean, std = (np.asarray(facts[f"pixel_{name}"], np.float32) for name in ("mean", "std"))
@@ -56,9 +61,20 @@ def load(path: str) -> Weights:
 
 
 def load_stage(folder: StageFolder) -> Backbone:
-    """The backbone, as numpy arrays, of the newest checkpoint of a stage."""
-    step = checkpoints.steps_in(folder.checkpoints)[-1]
-    return Backbone(**checkpoints.restore_subtree(folder.checkpoints, step, "backbone"))
+    """The backbone, as numpy arrays, of the newest checkpoint of a stage.
+
+    Raises:
+      UserError: if it has no whole checkpoint, though it may have finished.
+    """
+    steps = checkpoints.steps_in(folder.checkpoints)
+    if not steps:
+        raise UserError(
+            "checkpoints",
+            str(folder.checkpoints),
+            "a checkpoint whose files are as its manifest says, but they are damaged or gone",
+            f"Restore them, or delete {folder.path} and run the stage again.",
+        )
+    return Backbone(**checkpoints.restore_subtree(folder.checkpoints, steps[-1], "backbone"))
 
 
 def inspect(path: str) -> Mapping[str, Any] | None:
@@ -77,6 +93,8 @@ def fingerprint(path: str) -> str | None:
         return None
     if _is_stage(path):
         return read_json(StageFolder(Path(path)).lineage)["id"]
+    if not Path(path).is_file():
+        raise UserError("init", path, _EXPECTED, "It is a folder that no finished stage is in.")
     return checkpoints.file_hash(Path(path))
 
 
@@ -133,7 +151,7 @@ def fill(like: Backbone, weights: Weights) -> Backbone:
             }
         )
 
-    return like.replace(params=place(like.params), batch_stats=place(like.batch_stats))
+    return dataclasses.replace(like, params=place(like.params), batch_stats=place(like.batch_stats))
 
 
 def _fix(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> str:
@@ -153,22 +171,21 @@ def _fix(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> str:
 
 def _is_stage(path: str) -> bool:
     folder = StageFolder(Path(path))
-    return folder.lineage.is_file() and bool(checkpoints.steps_in(folder.checkpoints))
+    return folder.lineage.is_file() and folder.is_done
 
 
 def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors with convolutions as [h, w, in, out], and what the file says of itself."""
-    expected = "a stage folder of hpt_jax, or a backbone.safetensors that it exported"
     if not Path(path).is_file():
-        raise UserError("init", path, expected, "(not found, or unfinished) Check the path.")
+        raise UserError("init", path, _EXPECTED, "(not found, or unfinished) Check the path.")
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError("init", path, expected, f"It cannot be read: {error}.") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError("init", path, _EXPECTED, f"It cannot be read: {error}.") from None
     if "hpt_jax" not in metadata:
-        raise UserError("init", path, expected, "It was not written by hpt_jax.")
+        raise UserError("init", path, _EXPECTED, "It was not written by hpt_jax.")
     for name, value in tensors.items():
         if value.ndim == 4:
             tensors[name] = value.transpose(2, 3, 1, 0)

@@ -1,0 +1,62 @@
+"""The same config gives the same training on any number of devices, however they are mapped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import config_dict
+from support import folder_of, saved, tiny_config
+
+from hpt_jax import run
+
+
+def trained(images: Path, workdir: Path, devices: int, mapping: str) -> dict[str, np.ndarray]:
+    """All that a stage holds after three steps in float64: backbone, key encoder, queue, SGD."""
+    config = config_of(images, devices, mapping)
+    with jax.enable_x64(True):
+        run.run(config, workdir)
+        folder = folder_of(config, workdir, "T")
+        return {**saved(folder, "backbone"), **saved(folder, "state")}
+
+
+def config_of(images: Path, devices: int, mapping: str) -> config_dict.ConfigDict:
+    config = tiny_config(images)
+    config.batch_size = 16
+    config.model.dtype = "float64"
+    config.parallel.update(devices=devices, map=mapping)
+    config.stages.target = dict(dataset="folder:target", steps=3)
+    config.arms.T = ("target",)
+    return config
+
+
+@pytest.fixture(scope="module")
+def one_device(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    return trained(images, tmp_path_factory.mktemp("one"), 1, "shard_map")
+
+
+# 4 batch-norm groups: on 8 devices a group spans two of them, on 2 devices each holds two groups.
+@pytest.mark.parametrize(
+    ("devices", "mapping"), [(2, "shard_map"), (4, "shard_map"), (8, "shard_map"), (4, "pmap")]
+)
+def test_one_device_equals_many(
+    images: Path, tmp_path: Path, one_device: dict[str, np.ndarray], devices: int, mapping: str
+) -> None:
+    many = trained(images, tmp_path, devices, mapping)
+    assert many.keys() == one_device.keys()
+    assert any("queue" in name for name in many)
+    for name, expected in one_device.items():
+        if expected.dtype == np.float64:
+            np.testing.assert_allclose(many[name], expected, rtol=0, atol=1e-10, err_msg=name)
+        else:
+            np.testing.assert_array_equal(many[name], expected, err_msg=name)
+
+
+def test_the_mapping_and_the_devices_are_no_part_of_a_stage(images: Path) -> None:
+    ids = {
+        run.make_plan(config_of(images, devices, mapping)).stages[0].id
+        for devices, mapping in [(1, "shard_map"), (8, "shard_map"), (2, "pmap")]
+    }
+    assert len(ids) == 1

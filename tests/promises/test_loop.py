@@ -1,0 +1,163 @@
+"""The loop of a stage: what it sees, what it survives, in which precision it runs."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import config_dict
+from PIL import Image
+from support import folder_of, last_stage, saved, tiny_config
+
+from hpt_jax import parallel, pretrain, run
+from hpt_jax.data.library import Library
+from hpt_jax.errors import UserError
+from hpt_jax.telemetry.display import Display
+from hpt_jax.telemetry.writers import MetricsWriter
+
+
+def config_of(images: Path, steps: int, **stage: Any) -> config_dict.ConfigDict:
+    config = tiny_config(images)
+    config.stages.target = dict(dataset="folder:target", steps=steps, **stage)
+    config.arms.T = ("target",)
+    return config
+
+
+def test_every_example_is_seen_once_per_epoch(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    compiled = pretrain._compiled_views
+
+    def recorded(*arguments: Any) -> Any:
+        take_views = compiled(*arguments)
+
+        def take(places: Any, pixels: Any, sizes: Any, rows: np.ndarray, *rest: Any) -> Any:
+            seen.extend(rows.tolist())
+            return take_views(places, pixels, sizes, rows, *rest)
+
+        return take
+
+    monkeypatch.setattr(pretrain, "_compiled_views", recorded)
+    config = config_of(images, steps=11)  # 88 slots: three epochs of 29 images, and one more
+    run.run(config, tmp_path)
+    epochs = [sorted(seen[first : first + 29]) for first in (0, 29, 58)]
+    assert len(seen) == 88
+    assert len(set(epochs[0])) == 29
+    assert epochs[0] == epochs[1] == epochs[2]
+    assert seen[:29] != seen[29:58]
+
+
+def test_test_images_are_never_pretrained_on(images: Path, tmp_path: Path) -> None:
+    stage = last_stage(config_of(images, steps=1), "T")
+    data = Library(str(images), parallel.make_devices(1), Display()).of_stage(stage)
+    assert data is not None
+    assert not set(data.rows) & set(data.splits["test"])
+    assert set(data.rows) == set(data.splits["train"]) | set(data.splits["val"])
+
+
+class Stopped(Exception):
+    """Stands in for a kill."""
+
+
+def test_resume_is_bit_exact(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(images, steps=8)
+    config.save_every_steps = 3
+    run.run(config, tmp_path / "whole")
+
+    write = MetricsWriter.write
+
+    def stop(self: MetricsWriter, step: int, scalars: Any) -> None:
+        write(self, step, scalars)
+        if step == 6:  # after a row was written that the newest checkpoint, 3, knows nothing of
+            raise Stopped
+
+    monkeypatch.setattr(MetricsWriter, "write", stop)
+    with pytest.raises(Stopped):
+        run.run(config, tmp_path / "resumed")
+    monkeypatch.setattr(MetricsWriter, "write", write)
+    folder = folder_of(config, tmp_path / "resumed", "T")
+    assert not folder.is_done
+    run.run(config, tmp_path / "resumed")
+
+    whole = folder_of(config, tmp_path / "whole", "T")
+    for part in ("backbone", "state", "totals"):
+        expected, got = saved(whole, part), saved(folder, part)
+        assert expected.keys() == got.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(got[name], value, err_msg=name)
+    assert folder.metrics.read_bytes() == whole.metrics.read_bytes()
+
+
+def test_bfloat16_trains(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "patterns").mkdir()
+    for index in range(64):
+        pattern = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+        pattern.resize((16, 16)).save(tmp_path / "patterns" / f"{index}.png")
+    config = tiny_config(tmp_path)
+    config.batch_size = 16
+    config.model.dtype = "bfloat16"
+    config.moco.queue_size = 32
+    config.augment.update(policy="crop", crop_scale=(0.8, 1.0))
+    config.log_every_steps = 10
+    config.stages.target = dict(dataset="folder:patterns", steps=80)
+    config.arms.T = ("target",)
+    run.run(config, tmp_path / "run")
+
+    folder = folder_of(config, tmp_path / "run", "T")
+    with folder.metrics.open() as file:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    # Once the queue is full, at step 2, chance is a loss of ln(33) = 3.5, an accuracy of 1/33.
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
+    assert rows[-1]["accuracy"] > 4 / 33
+    for name, value in saved(folder, "backbone").items():
+        assert value.dtype == np.float32, name
+
+
+def test_unlabelled_folder_can_be_pretrained_on(images: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in (images / "target" / "class1").iterdir():
+        (flat / path.name).write_bytes(path.read_bytes())
+    config = config_of(images, steps=2)
+    config.data_dir = str(tmp_path)
+    config.stages.target.dataset = "folder:flat"
+    run.run(config, tmp_path / "run")
+    assert folder_of(config, tmp_path / "run", "T").is_done
+
+
+def test_divergence_stops_the_run_and_names_the_learning_rate(
+    images: Path, tmp_path: Path
+) -> None:
+    config = config_of(images, steps=12)
+    config.optimizer.learning_rate = 1e38
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate"):
+        run.run(config, tmp_path)
+    assert not folder_of(config, tmp_path, "T").is_done
+
+
+def test_a_dataset_that_changed_under_an_unfinished_stage_is_refused(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "target"
+    data.mkdir()
+    for path in (images / "target" / "class1").iterdir():
+        (data / path.name).write_bytes(path.read_bytes())
+    config = config_of(images, steps=4)
+    config.data_dir = str(tmp_path)
+
+    def stop(self: MetricsWriter, step: int, scalars: Any) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(MetricsWriter, "write", stop)
+    with pytest.raises(Stopped):
+        run.run(config, tmp_path / "run")
+    (data / "000.png").unlink()
+    with pytest.raises(UserError, match=r"stages\.target\.dataset.*fingerprint"):
+        run.run(config, tmp_path / "run")

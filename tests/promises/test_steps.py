@@ -1,0 +1,185 @@
+"""What happens to keys, queue and batch statistics within a step, against a slow oracle."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hpt_jax import config as config_lib
+from hpt_jax import moco, parallel, pretrain
+from hpt_jax.augment.policies import Policy, distort
+from hpt_jax.models.backbone import init_backbone
+from hpt_jax.models.batch_norm import GroupLayout
+
+BATCH, GROUPS, QUEUE, STEPS = 8, 4, 20, 5  # the queue is no multiple of the batch, and wraps
+LEARNING_RATE = 0.05
+
+
+@dataclasses.dataclass
+class Trace:
+    """Everything around each step: states before and after, views, metrics."""
+
+    settings: moco.Settings
+    before: list[Any]
+    after: list[Any]
+    batches: list[dict[str, np.ndarray]]
+    metrics: list[dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    with jax.enable_x64(True):
+        return run_steps()
+
+
+def run_steps() -> Trace:
+    stage = config_lib.Stage(
+        batch_size=BATCH,
+        image_size=16,
+        model=config_lib.Model("resnet10", 4, "small", 2, GROUPS, "float64"),
+        moco=config_lib.MoCo(queue_size=QUEUE, dim=8, momentum=0.9),
+        augment=Policy(blur_probability=1.0),
+    )
+    devices = parallel.make_devices(2)
+    model = pretrain.make_model(stage.model, devices)
+    settings = moco.make_settings(stage, model, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    sizes = np.full((30, 2), 16, np.int32)
+    half = np.full(3, 0.5, np.float32)
+    backbone = init_backbone(model, jax.random.key(1), half, half)
+    carry = devices.replicate(
+        pretrain._initial_carry(moco, settings, jax.random.key(2), backbone)
+    )
+    take_views = pretrain._compiled_views(moco, settings, devices)
+    take_step = pretrain._compiled_step(moco, settings, devices)
+    places = devices.shard(np.arange(BATCH))
+    trace = Trace(settings, [], [], [], [])
+    for step in range(STEPS):
+        rows = np.random.default_rng(step).permutation(30)[:BATCH].astype(np.int32)
+        batch = take_views(places, pixels, sizes, rows, carry[0].rng, np.int32(step))
+        trace.batches.append(devices.gather(batch))
+        trace.before.append(as_numpy(carry[0]))
+        carry, metrics = take_step(carry, batch, np.asarray(LEARNING_RATE))
+        trace.after.append(as_numpy(carry[0]))
+        trace.metrics.append({name: float(value) for name, value in metrics.items()})
+    return trace
+
+
+def as_numpy(state: moco.State) -> moco.State:
+    """A copy on the host, for the step gives its input's buffers up; the key stays a key."""
+    rng = jax.random.wrap_key_data(np.asarray(jax.random.key_data(state.rng)))
+    return jax.tree.map(np.asarray, state.replace(rng=None)).replace(rng=rng)
+
+
+def oracle_keys(trace: Trace, step: int, permutation: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+    """Keys in slot order, and each group's running statistics, one BN group after another."""
+    settings, state = trace.settings, trace.before[step]
+    model = dataclasses.replace(settings.model, layout=GroupLayout(), parent=None)
+    keys, statistics = np.zeros((BATCH, settings.dim)), []
+    momentum = settings.momentum
+    query = {"backbone": state.backbone.params, "head": state.head}
+    params = jax.tree.map(lambda k, q: momentum * k + (1 - momentum) * q, state.key_params, query)
+    for group in np.split(np.arange(BATCH), GROUPS):
+        images = []
+        for place in group:
+            draws = moco.view_draws(state.rng, step, int(permutation[place]), moco.KEY)
+            image = trace.batches[step]["key"][place]
+            images.append((distort(draws, image, settings.policy, jnp.float64) - 0.5) / 0.5)
+        features, updates = model.apply(
+            {"params": params["backbone"], "batch_stats": state.key_batch_stats},
+            jnp.stack(images),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        embedded = np.asarray(settings.head.apply({"params": params["head"]}, features))
+        keys[permutation[group]] = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
+        statistics.append(updates["batch_stats"])
+    return keys, statistics
+
+
+@pytest.fixture(scope="module")
+def keys(trace: Trace) -> list[tuple[np.ndarray, list[Any], np.ndarray]]:
+    """For each step: the oracle's keys, group statistics, and the permutation."""
+    with jax.enable_x64(True):
+        made = []
+        for step in range(STEPS):
+            state = trace.before[step]
+            permutation = np.asarray(moco.key_permutation(trace.settings, state.rng, step))
+            made.append((*oracle_keys(trace, step, permutation), permutation))
+        return made
+
+
+def test_queue_holds_exactly_the_last_keys_in_order(trace: Trace, keys: Any) -> None:
+    ring = collections.deque(trace.before[0].queue, maxlen=QUEUE)
+    for step in range(STEPS):
+        ring.extend(keys[step][0])
+        after = trace.after[step]
+        oldest_first = np.roll(after.queue, -int(after.queue_pointer), axis=0)
+        np.testing.assert_allclose(oldest_first, np.array(ring), rtol=0, atol=1e-10)
+        assert int(after.queue_fill) == min(QUEUE, BATCH * (step + 1))
+        assert int(after.queue_pointer) == BATCH * (step + 1) % QUEUE
+
+
+def test_a_fresh_queue_holds_unit_vectors(trace: Trace) -> None:
+    np.testing.assert_allclose(np.linalg.norm(trace.before[0].queue, axis=1), 1, atol=1e-12)
+
+
+def test_shuffling_changes_what_the_key_encoders_batch_statistics_see(
+    trace: Trace, keys: Any
+) -> None:
+    for step in range(STEPS):
+        _, statistics, permutation = keys[step]
+        assert sorted(permutation) == list(range(BATCH))
+        groups = np.arange(BATCH) // (BATCH // GROUPS)
+        # Some key is normalised in another group than its query ...
+        assert np.any(groups[np.argsort(permutation)] != groups)
+        # ... and the statistics are those of the groups that the shuffle made.
+        mean = jax.tree.map(lambda *parts: np.mean(parts, 0), *statistics)
+        for expected, got in zip(
+            jax.tree.leaves(mean), jax.tree.leaves(trace.after[step].key_batch_stats), strict=True
+        ):
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10)
+    with jax.enable_x64(True):
+        unshuffled, _ = oracle_keys(trace, 0, np.arange(BATCH))
+    assert not np.allclose(unshuffled, keys[0][0], atol=1e-3)
+
+
+def test_shuffling_leaves_the_positives_matched(trace: Trace, keys: Any) -> None:
+    """The loss, from queries and keys that the oracle pairs by slot."""
+    for step in range(STEPS):
+        settings, state = trace.settings, trace.before[step]
+        model = dataclasses.replace(settings.model, layout=GroupLayout(GROUPS), parent=None)
+        with jax.enable_x64(True):
+            images = []
+            for slot in range(BATCH):
+                draws = moco.view_draws(state.rng, step, slot, moco.QUERY)
+                image = trace.batches[step]["query"][slot]
+                images.append((distort(draws, image, settings.policy, jnp.float64) - 0.5) / 0.5)
+            features, _ = model.apply(
+                state.backbone.variables, jnp.stack(images), train=True, mutable=["batch_stats"]
+            )
+            embedded = np.asarray(settings.head.apply({"params": state.head}, features))
+        queries = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
+        positive = np.sum(queries * keys[step][0], 1)
+        logits = np.concatenate([positive[:, None], queries @ state.queue.T], 1) / 0.2
+        loss = np.mean(np.log(np.exp(logits).sum(1)) - logits[:, 0])
+        assert trace.metrics[step]["loss"] == pytest.approx(loss, abs=1e-10)
+        assert trace.metrics[step]["positive_similarity"] == pytest.approx(
+            positive.mean(), abs=1e-10
+        )
+
+
+def test_the_key_encoder_follows_the_query_of_before_the_step(trace: Trace) -> None:
+    for before, after in zip(trace.before, trace.after, strict=True):
+        query = {"backbone": before.backbone.params, "head": before.head}
+        expected = jax.tree.map(lambda k, q: 0.9 * k + 0.1 * q, before.key_params, query)
+        for want, got in zip(
+            jax.tree.leaves(expected), jax.tree.leaves(after.key_params), strict=True
+        ):
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)

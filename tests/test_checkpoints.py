@@ -1,0 +1,233 @@
+"""Saving and restoring exactly, and never listing a step whose files are not whole."""
+
+import json
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from hpt_jax import checkpoints
+from hpt_jax.checkpoints import Checkpoints, steps_in
+from hpt_jax.parallel import make_devices
+
+
+@struct.dataclass
+class State:
+    weights: dict
+    rng: jax.Array
+    step: jax.Array
+    head: object = None
+
+
+def make_tree(seed=0):
+    rng = np.random.default_rng(seed)
+    weights = {
+        "kernel": jnp.asarray(rng.normal(size=(3, 3, 1, 8)), jnp.float32),
+        "half": jnp.asarray(rng.normal(size=5), jnp.bfloat16),
+        "mask": jnp.asarray(rng.integers(0, 2, 4), bool),
+        "large": jnp.asarray(rng.normal(size=(300, 1000)), jnp.float32),
+    }
+    state = State(weights, jax.random.key(seed + 5), jnp.int32(seed))
+    return {"backbone": {"mean": jnp.asarray(rng.normal(size=3), jnp.float32)}, "state": state}
+
+
+def host(tree):
+    """Leaves as (dtype, bytes), which tell every bit."""
+
+    def bits(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return str(leaf.dtype), np.asarray(jax.random.key_data(leaf)).tobytes()
+        return str(leaf.dtype), np.asarray(leaf).tobytes()
+
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [bits(leaf) for leaf in leaves]
+
+
+@pytest.fixture
+def saver(tmp_path):
+    made = Checkpoints(tmp_path / "checkpoints")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def saved_once(tmp_path_factory):
+    """A folder with the steps 3 and 5."""
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    saver = Checkpoints(folder)
+    for step in (3, 5):
+        saver.save(step, make_tree(step))
+    saver.close()
+    return folder
+
+
+@pytest.fixture
+def saved(saved_once, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(saved_once, tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_a_tree_comes_back_bit_by_bit_onto_all_devices(saver, count):
+    devices = make_devices(count)
+    tree = devices.replicate(make_tree())
+    before = host(tree)
+    saver.save(7, tree)
+    saver.wait()
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=devices.replicated), tree
+    )
+    restored = saver.restore(7, like)
+    assert isinstance(restored["state"], State)
+    assert host(restored) == before
+    assert all(leaf.sharding == devices.replicated for leaf in jax.tree.leaves(restored))
+
+
+def test_a_checkpoint_moves_to_another_number_of_devices(saver):
+    tree = make_devices(8).replicate(make_tree())
+    saver.save(1, tree)
+    saver.wait()
+    two = make_devices(2)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=two.replicated), tree
+    )
+    restored = saver.restore(1, like)
+    assert host(restored) == host(tree)
+    assert len(restored["state"].step.devices()) == 2
+
+
+def test_what_was_saved_may_be_donated_at_once(saver):
+    devices = make_devices(8)
+    tree = devices.replicate(make_tree())
+    before = host(tree)
+
+    def ruin(one):
+        return jax.tree.map(
+            lambda x: x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x * 0, one
+        )
+
+    ruined = jax.jit(ruin, donate_argnums=0)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=devices.replicated), tree
+    )
+    saver.save(1, tree)
+    for _ in range(3):
+        tree = ruined(tree)
+    jax.block_until_ready(tree)
+    saver.wait()
+    assert host(saver.restore(1, like)) == before
+
+
+def test_the_newest_are_kept(tmp_path):
+    saver = Checkpoints(tmp_path / "c", keep=2)
+    for step in (2, 10, 9, 30):
+        saver.save(step, {"x": jnp.float32(step)})
+    saver.close()
+    assert saver.steps() == [10, 30]
+    assert sorted(os.listdir(tmp_path / "c")) == ["10", "30"]
+
+
+def test_a_step_is_saved_again_over_what_a_kill_left(saved):
+    (saved / "5" / "manifest.json").unlink()
+    assert steps_in(saved) == [3]
+    leftover = saved / "8.orbax-checkpoint-tmp"
+    shutil.copytree(saved / "5", leftover)
+    saver = Checkpoints(saved)
+    for step in (5, 8):
+        saver.save(step, {"x": jnp.float32(step)})
+    saver.close()
+    assert steps_in(saved) == [5, 8]
+    assert sorted(os.listdir(saved)) == ["5", "8"]
+
+
+def test_what_a_kill_left_of_an_earlier_save_is_cleared_away(saved):
+    shutil.copytree(saved / "5", saved / "4.orbax-checkpoint-tmp")
+    saver = Checkpoints(saved)
+    saver.save(8, {"x": jnp.float32(8)})
+    saver.close()
+    assert sorted(os.listdir(saved)) == ["5", "8"]
+
+
+def test_no_folder_is_no_steps(tmp_path):
+    assert steps_in(tmp_path / "absent") == []
+
+
+def test_whole_steps_are_listed_oldest_first(saved):
+    (saved / "notes.txt").write_text("not a step")
+    assert steps_in(saved) == [3, 5]
+
+
+def data_files(step):
+    return sorted(p for p in step.rglob("*") if p.is_file() and p.name != "manifest.json")
+
+
+def test_the_manifest_names_every_file(saved):
+    listed = json.loads((saved / "5" / "manifest.json").read_text())
+    files = data_files(saved / "5")
+    assert sorted(listed) == sorted(p.relative_to(saved / "5").as_posix() for p in files)
+    assert all(listed[p.relative_to(saved / "5").as_posix()]["size"] == p.stat().st_size
+               for p in files)  # fmt: skip
+
+
+def test_one_flipped_bit_in_any_file_unlists_the_step(saved):
+    for path in data_files(saved / "5"):
+        good = path.read_bytes()
+        if not good:
+            continue
+        bad = bytearray(good)
+        bad[len(bad) // 2] ^= 1
+        path.write_bytes(bad)
+        assert steps_in(saved) == [3], path
+        path.write_bytes(good)
+        assert steps_in(saved) == [3, 5]
+
+
+def test_a_file_cut_short_or_missing_unlists_the_step(saved):
+    path = max(data_files(saved / "5"), key=lambda p: p.stat().st_size)
+    good = path.read_bytes()
+    path.write_bytes(good[:-1])
+    assert steps_in(saved) == [3]
+    path.unlink()
+    assert steps_in(saved) == [3]
+    path.write_bytes(good)
+    assert steps_in(saved) == [3, 5]
+
+
+def test_no_damage_of_the_manifest_is_a_crash(saved):
+    manifest = saved / "5" / "manifest.json"
+    good = manifest.read_bytes()
+    for place in range(0, len(good), max(1, len(good) // 25)):
+        for flip in (1, 128):
+            bad = bytearray(good)
+            bad[place] ^= flip
+            manifest.write_bytes(bad)
+            assert set(steps_in(saved)) <= {3, 5}  # white space may change
+    for bad in (b"", good[:-2], b"[]", b"[1]", b"3", b"{}", b"null"):
+        manifest.write_bytes(bad)
+        assert steps_in(saved) == [3], bad
+    manifest.unlink()
+    assert steps_in(saved) == [3]
+
+
+def test_a_part_is_read_by_its_name_without_its_shapes(saved):
+    part = checkpoints.restore_subtree(saved, 5, "backbone")
+    assert list(part) == ["mean"]
+    assert isinstance(part["mean"], np.ndarray)
+    assert np.array_equal(part["mean"], np.asarray(make_tree(5)["backbone"]["mean"]))
+    with pytest.raises(KeyError):
+        checkpoints.restore_subtree(saved, 5, "absent")
+
+
+def test_an_error_of_a_save_under_way_is_raised(saver, monkeypatch):
+    def broken(folder):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoints, "write_manifest", broken)
+    saver.save(1, {"x": jnp.float32(1)})
+    with pytest.raises(OSError, match="no space left"):
+        saver.wait()
+    assert saver.steps() == []

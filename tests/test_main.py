@@ -1,0 +1,335 @@
+"""Mistakes on the command line, in the config, in data and in weights: one message, exit code 2."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from hpt_jax import run
+from hpt_jax.main import main, parse
+from hpt_jax.models.backbone import abstract_backbone
+from hpt_jax.models.resnet import ResNet
+from hpt_jax.weights.export import export_backbone
+
+CONFIG = """
+from hpt_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.image_size, config.batch_size, config.moco.queue_size = 16, 8, 8
+    config.model.arch, config.model.width, config.model.stem = "resnet10", 4, "small"
+    config.parallel.devices = 1
+    config.stages.target = dict(dataset="folder:images", steps=2)
+    config.arms.T = ("target",)
+    {lines}
+    return config
+"""
+
+
+def write_images(folder, count=12, channels=1):
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = (16, 16) if channels == 1 else (16, 16, channels)
+    for index in range(count):
+        pixels = np.random.default_rng(index).integers(0, 256, shape, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+
+
+@pytest.fixture
+def ask(tmp_path, capsys, monkeypatch):
+    """A function that runs the command, which must end with 2, and returns stderr's lines."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*flags, lines="pass", text=None):
+        (tmp_path / "c.py").write_text(CONFIG.format(lines=lines) if text is None else text)
+        capsys.readouterr()
+        assert main(["--config", "c.py", "--workdir", "w", *flags]) == 2
+        told = capsys.readouterr().err
+        assert "Traceback" not in told
+        return told.splitlines()
+
+    return command
+
+
+def one(lines):
+    """The only line."""
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+# Flags
+
+
+def test_missing_flags_are_reported_together(capsys):
+    assert main([]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in told] == ["--config", "--workdir"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "fix"),
+    [
+        (["--wrokdir", "x"], "--wrokdir", "'--workdir'"),
+        (["--wrokdir=x"], "--wrokdir", "'--workdir'"),
+        (["--conifg.batch_size=3"], "--conifg.batch_size", "'--config"),
+        (["junk"], "junk", "--workdir"),
+        (["-v"], "-v", "--workdir"),
+        (["--config.batch_size"], "--config.batch_size", "--config.batch_size=VALUE"),
+        (["--workdir"], "--workdir", "--workdir=VALUE"),
+    ],
+)
+def test_a_wrong_flag_is_named_with_its_fix(ask, flags, field, fix):
+    line = one(ask(*flags))
+    assert line.startswith(f"{field}: expected")
+    assert fix in line
+
+
+@pytest.mark.parametrize("empty", ["--config=", "--workdir="])
+def test_an_empty_flag_is_a_mistake(ask, empty):
+    assert one(ask(empty)).startswith(empty.rstrip("="))
+
+
+def test_values_come_after_an_equals_sign_or_as_the_next_word():
+    flags, overrides = parse(
+        ["--config", "c", "--config.a.b", "-1", "--workdir=w=x", "--config.c=", "--config.d=e=f"]
+    )
+    assert flags == {"--config": "c", "--workdir": "w=x"}
+    assert overrides == [("a.b", "-1"), ("c", ""), ("d", "e=f")]
+
+
+def test_a_flag_without_value_does_not_swallow_the_next(capsys):
+    assert main(["--config.dry_run", "--config", "c", "--workdir", "w"]) == 2
+    assert one(capsys.readouterr().err.splitlines()).startswith(
+        "--config.dry_run: expected a value"
+    )
+
+
+def test_help_needs_neither_flags_nor_jax():
+    program = (
+        "import sys; from hpt_jax.main import main; code = main(['--help']); "
+        "print(code, sorted({'jax', 'numpy', 'tensorflow', 'ml_collections'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "0 []"
+    assert "--config.FIELD=VALUE" in done.stdout
+
+
+def test_the_command_ends_with_2_and_no_traceback(tmp_path):
+    (tmp_path / "c.py").write_text(CONFIG.format(lines="config.batchsize = 3"))
+    command = [sys.executable, "-m", "hpt_jax.main", "--config", "c.py", "--workdir", "w"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "batchsize: expected a known field. Did you mean 'batch_size'?" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["c.py"]
+
+
+# Config files
+
+
+def test_an_absent_config_file_is_named(ask):
+    assert "absent.py" in one(ask("--config", "absent.py"))
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "said"),
+    [
+        ("x = 1\n\ny = 1 / 0\n", "c.py:3", "ZeroDivisionError"),
+        ("def get_config():\n    return nix\n", "c.py:2", "NameError: name 'nix'"),
+        ("def get_config(:\n", "c.py:1", "SyntaxError"),
+        ("import nixmodule\n", "c.py:1", "No module named 'nixmodule'"),
+        ("x = 1\n", "c.py", "get_config()"),
+        ("def get_config():\n    return {'batch_size': 3}\n", "c.py", "dict"),
+        ("def get_config():\n    pass\n", "c.py", "NoneType"),
+    ],
+)
+def test_a_broken_config_file_is_named_with_its_line(ask, text, place, said):
+    line = one(ask(text=text))
+    assert line.startswith((f"{place}:", f"{place} ="))
+    assert said in line
+
+
+def test_all_mistakes_of_a_config_are_told_in_one_go(ask):
+    lines = "config.modle = 3; config.optimizer.momentum = 2.0; config.stages.target.stpes = 3"
+    told = ask("--config.stages.targt.steps=3", "--config.seeds=1,1", lines=lines)
+    assert sorted(line.split(":")[0].split(" ")[0] for line in told) == [
+        "config.stages.targt",
+        "modle",
+        "optimizer.momentum",
+        "seeds",
+        "stages.target.stpes",
+    ]
+
+
+# Devices and data
+
+
+@pytest.mark.parametrize(
+    ("flags", "field"),
+    [
+        (["--config.parallel.devices=9"], "parallel.devices"),
+        (
+            ["--config.parallel.devices=0", "--config.batch_size=12", "--config.model.bn_groups=3"],
+            "model.bn_groups",
+        ),
+        (
+            ["--config.parallel.devices=8", "--config.batch_size=12", "--config.model.bn_groups=4"],
+            "batch_size",
+        ),
+    ],
+)
+def test_a_batch_that_does_not_fit_the_devices_is_refused(ask, flags, field):
+    line = one(ask("--config.moco.queue_size=16", *flags))
+    assert line.startswith(f"{field} = ")
+    assert "devices" in line
+
+
+def test_absent_and_empty_folders_are_named(ask, tmp_path):
+    assert str(tmp_path / "data" / "images") in one(ask(f"--config.data_dir={tmp_path / 'data'}"))
+    (tmp_path / "images").mkdir()
+    assert "has none" in one(ask())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("floder:images", "folder:PATH"),
+        ("images", "folder:PATH"),
+        ("folder:", "folder:PATH"),
+        ("tfds:mnist", "not in this version"),
+        ("package:mnits", "'mnist'"),
+    ],
+)
+def test_an_unknown_kind_of_dataset_is_refused(ask, name, said):
+    line = one(ask(f"--config.stages.target.dataset={name}"))
+    assert name in line
+    assert said in line
+
+
+def test_unreadable_images_are_named(ask, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "cat.jpg").write_text("<html>not found</html>")
+    told = "\n".join(ask())
+    assert str(tmp_path / "images" / "cat.jpg") in told or "images/cat.jpg" in told
+
+
+def test_a_target_without_labels_is_refused(ask, tmp_path):
+    write_images(tmp_path / "images")
+    assert one(ask("--config.target=folder:images")).startswith("target = 'folder:images'")
+
+
+# Weights
+
+
+def write_export(folder, channels=1, arch="resnet10", width=4):
+    """An exported backbone; its numbers do not matter here."""
+    shapes = abstract_backbone(ResNet(arch, width, "small", 2), channels)
+    backbone = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+    facts = {
+        "arch": arch, "width": width, "stem": "small", "stem_stride": 2,
+        "channels": channels, "image_size": 16, "lineage": "random",
+    }  # fmt: skip
+    return export_backbone(backbone, facts, folder)
+
+
+@pytest.fixture
+def images(tmp_path):
+    write_images(tmp_path / "images")
+
+
+INIT = "--config.stages.target.init"
+
+
+@pytest.mark.usefixtures("images")
+def test_files_that_are_no_weights_are_named(ask, tmp_path):
+    path = write_export(tmp_path / "export")
+    whole = path.read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "html.safetensors").write_text("<!DOCTYPE html><html>404</html>")
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    save_file({"conv1.weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    for name in ("absent", "cut", "html", "empty", "other"):
+        assert f"{name}.safetensors" in one(ask(f"{INIT}={name}.safetensors"))
+    assert "'folder'" in one(ask(f"{INIT}=folder"))
+
+
+@pytest.mark.usefixtures("images")
+def test_weights_of_another_architecture_list_names_and_shapes(ask, tmp_path):
+    line = one(ask(f"{INIT}={write_export(tmp_path / 'a', arch='resnet18')}"))
+    assert line.startswith("stages.target.init = ")
+    assert "layer1.1.bn1.bias is not in this architecture" in line
+    assert "--config.model.arch" in line
+    line = one(ask(f"{INIT}={write_export(tmp_path / 'b', width=8)}"))
+    assert "bn1.bias is [8], expected [4]" in line
+    assert "--config.model.width=8" in line
+
+
+@pytest.mark.usefixtures("images")
+def test_weights_for_other_channels_say_which(ask, tmp_path):
+    line = one(ask(f"{INIT}={write_export(tmp_path / 'a', channels=3)}"))
+    assert "take images of 3 channels, the data has 1" in line
+    assert "--config.input.channels=3" in line
+
+
+@pytest.mark.usefixtures("images")
+def test_a_parent_of_other_channels_is_refused_before_it_is_trained(ask, tmp_path):
+    write_images(tmp_path / "colour", channels=3)
+    lines = "config.stages.child = dict(dataset='folder:colour', steps=2)"
+    line = one(ask("--config.arms.T=target,child", lines=lines))
+    assert line.startswith("stages.child = ")
+    assert "take images of 1 channels, the data has 3" in line
+    assert not list((tmp_path / "w").glob("stages/*/checkpoints"))
+
+
+def test_data_is_looked_at_before_weights(ask):
+    assert "images" in one(ask(f"{INIT}=absent.safetensors"))
+
+
+# The workdir
+
+
+def test_a_workdir_that_is_a_file_is_refused(ask, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "file/below"):
+        line = one(ask(f"--workdir={folder}"))
+        assert line.startswith(f"--workdir = '{folder}'")
+        assert str(tmp_path / "file") in line
+
+
+# What is no mistake
+
+
+def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(run, "run", broken)
+    (tmp_path / "c.py").write_text(CONFIG.format(lines="pass"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["--config", str(tmp_path / "c.py"), "--workdir", str(tmp_path / "w")])
+
+
+def test_an_interrupt_ends_with_130(tmp_path, monkeypatch, capsys):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run", stopped)
+    (tmp_path / "c.py").write_text(CONFIG.format(lines="pass"))
+    assert main(["--config", str(tmp_path / "c.py"), "--workdir", str(tmp_path / "w")]) == 130
+    assert "the same command continues" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("images")
+def test_a_refused_run_leaves_the_last_plan_in_place(ask, tmp_path):
+    plans = tmp_path / "w" / "plans"
+    plans.mkdir(parents=True)
+    (plans / "hpt.json").write_text(json.dumps({"kept": True}))
+    ask(f"{INIT}=absent.safetensors")
+    assert json.loads((plans / "hpt.json").read_text()) == {"kept": True}

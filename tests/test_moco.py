@@ -1,0 +1,359 @@
+"""MoCo-v2: each part by its formula, then whole steps against the parts put together by hand."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy.special import logsumexp
+
+from hpt_jax import config, moco, pretrain
+from hpt_jax.augment import policies
+from hpt_jax.models import resnet
+from hpt_jax.models.backbone import abstract_backbone, init_backbone, jit_once
+from hpt_jax.models.resnet import ResNet
+from hpt_jax.parallel import make_devices
+
+
+def settings_of(**changes):
+    stage = config.Stage(batch_size=16, image_size=8, moco=config.MoCo(queue_size=20, dim=4))
+    model = changes.pop("model", ResNet("resnet10", 2, "small"))
+    return dataclasses.replace(moco.make_settings(stage, model, 3), **changes)
+
+
+def unit_vectors(seed, *shape):
+    x = np.random.default_rng(seed).normal(size=shape)
+    return x / np.sqrt((x**2).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
+def test_info_nce_is_the_cross_entropy_of_finding_the_positive(temperature):
+    queries, queue = unit_vectors(0, 12, 4), unit_vectors(1, 9, 4)
+    noise = np.linspace(0.1, 3, 12)[:, None]  # from sure hits to sure misses
+    positives = queries + noise * unit_vectors(2, 12, 4)
+    positives /= np.sqrt((positives**2).sum(-1, keepdims=True))
+    with jax.enable_x64(True):
+        loss, metrics = moco.info_nce(
+            *(jnp.asarray(x) for x in (queries, positives, queue)), temperature
+        )
+    losses, hits, positive, negative = [], [], [], []
+    for query, key in zip(queries, positives, strict=True):
+        similarities = [float(query @ other) for other in (key, *queue)]
+        logits = np.array(similarities) / temperature
+        losses.append(logsumexp(logits) - logits[0])
+        hits.append(np.argmax(similarities) == 0)
+        positive.append(similarities[0])
+        negative += similarities[1:]
+    assert 0 < np.mean(hits) < 1
+    expected = {
+        "loss": np.mean(losses),
+        "accuracy": np.mean(hits),
+        "positive_similarity": np.mean(positive),
+        "negative_similarity": np.mean(negative),
+    }
+    np.testing.assert_allclose(loss, expected["loss"], rtol=1e-12)
+    assert metrics.keys() == expected.keys()
+    assert {value.dtype for value in metrics.values()} == {np.dtype(np.float64)}
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 10])
+def test_the_queue_forgets_its_oldest_keys_first(count):
+    queue = unit_vectors(0, 10, 3).astype(np.float32)
+    oldest_first = collections.deque(queue.copy(), maxlen=10)
+    pointer = fill = jnp.zeros((), jnp.int32)
+    enqueue = jax.jit(moco.enqueue)
+    for step in range(12):
+        keys = unit_vectors(step + 1, count, 3).astype(np.float32)
+        queue, pointer, fill = enqueue(queue, pointer, fill, keys)
+        oldest_first.extend(keys)
+        np.testing.assert_array_equal(np.roll(queue, -int(pointer), 0), np.stack(oldest_first))
+        assert int(fill) == min(count * (step + 1), 10)
+
+
+def test_momentum_update_follows_equation_2():
+    rng = np.random.default_rng(0)
+    keys = {"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5)}
+    queries = {"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5)}
+    with jax.enable_x64(True):
+        found = moco.momentum_update(*jax.tree.map(jnp.asarray, (keys, queries)), 0.99)
+    for name in keys:
+        expected = 0.99 * keys[name] + 0.01 * queries[name]
+        np.testing.assert_allclose(found[name], expected, rtol=1e-12)
+
+
+def test_momentum_update_leaves_equal_weights_bit_identical():
+    weights = jax.random.normal(jax.random.key(0), (10_000,))
+    for momentum in (0.9, 0.99, 0.999):
+        found = moco.momentum_update(weights, weights, momentum)
+        np.testing.assert_array_equal(found, weights)
+        # The other form of the equation would not do.
+        assert (momentum * weights + (1 - momentum) * weights != weights).any()
+
+
+def test_unshuffle_brings_every_key_back_to_its_slot():
+    keys = np.arange(20.0, dtype=np.float32).reshape(10, 2)
+    permutation = np.random.default_rng(0).permutation(10)
+    assert (permutation[permutation] != np.arange(10)).any()  # not its own inverse
+    found = moco.unshuffle(jnp.asarray(keys[permutation]), jnp.asarray(permutation))
+    np.testing.assert_array_equal(found, keys)
+
+
+@pytest.mark.parametrize("block", [4, 16, 64])
+def test_keys_are_shuffled_within_their_block_alone(block):
+    settings = settings_of(batch_size=64, shuffle_block=block)
+    rng = jax.random.key(3)
+    found = np.asarray(jit_once(lambda rng: moco.key_permutation(settings, rng, 5))(rng))
+    blocks = found.reshape(-1, block)
+    np.testing.assert_array_equal(np.sort(blocks, 1), np.arange(64).reshape(-1, block))
+    assert (found != np.arange(64)).any()
+    within = blocks - blocks.min(1, keepdims=True)
+    assert block == 64 or (within != within[0]).any()
+
+
+def test_the_shuffle_follows_the_seed_and_the_step():
+    settings = settings_of(batch_size=64, shuffle_block=64)
+    slots_of = jit_once(lambda rng, step: moco.view_slots(settings, rng, step))
+    shuffle = jit_once(lambda rng, step: moco.key_permutation(settings, rng, step))
+
+    def permutation(seed, step):
+        return tuple(np.asarray(shuffle(jax.random.key(seed), step)))
+
+    assert permutation(0, 0) == permutation(0, 0)
+    assert len({permutation(seed, step) for seed in (0, 1) for step in range(4)}) == 8
+    slots = slots_of(jax.random.key(1), 3)
+    np.testing.assert_array_equal(slots["query"], np.arange(64))
+    assert tuple(np.asarray(slots["key"])) == permutation(1, 3)
+
+
+def test_a_shuffle_block_of_zero_is_the_whole_batch():
+    assert settings_of().shuffle_block == 16
+    stage = config.Stage(batch_size=16, moco=config.MoCo(shuffle_block=8))
+    assert moco.make_settings(stage, ResNet(), 3).shuffle_block == 8
+
+
+def test_views_differ_by_slot_step_and_view_and_repeat():
+    rng = jax.random.key(0)
+    draws = {
+        which: tuple(np.asarray(moco.view_draws(rng, *which)))
+        for which in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    }
+    assert len(set(draws.values())) == 4
+    assert draws[0, 0, 1] == tuple(np.asarray(moco.view_draws(rng, 0, 0, 1)))
+
+
+def fresh_state(settings, channels=3):
+    pixel = np.full(channels, 0.5, np.float32)
+    backbone = init_backbone(settings.model, jax.random.key(0), pixel, pixel)
+    return moco.init(settings, jax.random.key(1), backbone)
+
+
+@pytest.mark.parametrize("trainable", ["all", "batch_norm"])
+def test_what_trains_is_everything_or_batch_norm_and_the_head(trainable):
+    model = ResNet("resnet50", 4)
+    kernel, pair = {"kernel": 0}, {"scale": 0, "bias": 0}
+    dense = {"kernel": 0, "bias": 0}
+    params = {
+        "backbone": {"conv1": kernel, "bn1": pair, "layer1_0_downsample_bn": pair},
+        "head": {"fc1": dense, "fc2": dense},
+    }
+    trained, frozen = moco.split_trainable(params, trainable)
+    convolutions = {("backbone", "conv1", "kernel")}
+    assert set(frozen) == (convolutions if trainable == "batch_norm" else set())
+    assert len(trained) + len(frozen) == 9
+    assert not set(trained) & set(frozen)
+
+    settings = settings_of(model=model, trainable=trainable)
+    backbone = abstract_backbone(model, 3)
+    state = jax.eval_shape(lambda b: moco.init(settings, jax.random.key(0), b), backbone)
+    assert len(jax.tree.leaves(state.opt_state)) == (2 * 53 + 4 if frozen else 3 * 53 + 4)
+
+
+def test_a_fresh_state_copies_the_query_and_has_an_empty_queue_of_unit_vectors(monkeypatch):
+    monkeypatch.setitem(resnet.ARCHITECTURES, "fresh", (False, (1,)))
+    state = fresh_state(settings_of(model=ResNet("fresh", 4, "small")))
+    query = {"backbone": state.backbone.params, "head": state.head}
+    jax.tree.map(np.testing.assert_array_equal, state.key_params, query)
+    jax.tree.map(np.testing.assert_array_equal, state.key_batch_stats, state.backbone.batch_stats)
+    np.testing.assert_allclose(np.linalg.norm(state.queue, axis=1), np.ones(20), rtol=1e-6)
+    assert len(np.unique(state.queue)) == state.queue.size
+    assert (int(state.step), int(state.queue_pointer), int(state.queue_fill)) == (0, 0, 0)
+    # Both are donated with the state: one buffer in two places would be an error there.
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((query, state.key_params))]
+    assert len(set(pointers)) == len(pointers)
+
+
+def numpy_sgd(param, gradients, rates, decay, momentum):
+    """Coupled weight decay, then momentum, then the rate, as torch.optim.SGD."""
+    buffer = np.zeros_like(param)
+    for gradient, rate in zip(gradients, rates, strict=True):
+        buffer = momentum * buffer + gradient + decay * param
+        param = param - rate * buffer
+    return param
+
+
+def test_the_optimizer_is_sgd_with_coupled_decay_and_momentum():
+    rng = np.random.default_rng(0)
+    start, gradients = rng.normal(size=6), rng.normal(size=(4, 6))
+    rates = [0.1, 0.5, 0.0, 0.3]
+    with jax.enable_x64(True):
+        optimizer = settings_of(weight_decay=0.02, sgd_momentum=0.8).optimizer
+        param, state = jnp.asarray(start), optimizer.init(jnp.asarray(start))
+        for gradient, rate in zip(gradients, rates, strict=True):
+            update, state = optimizer.update(jnp.asarray(gradient), state, param)
+            param = param - rate * update
+    expected = numpy_sgd(start, gradients, rates, 0.02, 0.8)
+    np.testing.assert_allclose(param, expected, rtol=1e-12)
+
+
+def make_prepared(settings):
+    """Every example's view, in the order of slots, distorted and normalised."""
+
+    def prepared(rng, step, images, view):
+        def one(slot, image):
+            draws = moco.view_draws(rng, step, slot, view)
+            return policies.distort(draws, image, settings.policy, jnp.float64)
+
+        return (jax.vmap(one)(jnp.arange(len(images)), images) - 0.5) / 0.5
+
+    return jit_once(prepared)
+
+
+def make_reference(settings, groups):
+    """Encoding and loss of whole batches on one device, each group by itself."""
+    model = settings.model.clone(layout=resnet.GroupLayout())
+
+    def encode(params, batch_stats, images):
+        def one_group(images):
+            features, updates = model.apply(
+                {"params": params["backbone"], "batch_stats": batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            embeddings = settings.head.apply({"params": params["head"]}, features)
+            lengths = jnp.sqrt((embeddings**2).sum(1, keepdims=True))
+            return embeddings / lengths, updates["batch_stats"]
+
+        grouped = images.reshape(groups, -1, *images.shape[1:])
+        embeddings, updates = jax.vmap(one_group)(grouped)
+        return embeddings.reshape(len(images), -1), jax.tree.map(lambda x: x.mean(0), updates)
+
+    def loss_fn(params, batch_stats, images, positives, queue):
+        queries, updated = encode(params, batch_stats, images)
+        everyone = queries @ jnp.concatenate([positives, queue]).T / settings.temperature
+        others = everyone[:, len(positives) :]
+        logits = jnp.concatenate([jnp.diag(everyone)[:, None], others], 1)
+        labels = jnp.zeros(len(queries), jnp.int32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updated
+
+    return jit_once(encode), jit_once(jax.value_and_grad(loss_fn, has_aux=True))
+
+
+def test_three_steps_equal_their_parts_put_together_by_hand(monkeypatch):
+    """Two groups on two devices, views flipped at random, a queue that wraps, in float64."""
+    monkeypatch.setitem(resnet.ARCHITECTURES, "steps", (False, (1,)))
+    devices, rates = make_devices(2), [0.5, 0.3, 0.1]
+    images = np.random.default_rng(0).integers(256, size=(3, 2, 8, 6, 6, 3), dtype=np.uint8)
+    with jax.enable_x64(True):
+        settings = settings_of(
+            model=ResNet("steps", 4, "small", 1, jnp.float64, devices.group_layout(2)),
+            batch_size=8,
+            shuffle_block=8,
+            policy=policies.Policy(
+                jitter_probability=0, grayscale_probability=0, blur_probability=0
+            ),
+            momentum=0.9,
+            weight_decay=0.01,
+        )
+        fresh = fresh_state(settings)
+        state, rng = devices.replicate(fresh), fresh.rng
+        prepared = make_prepared(settings)
+        encode, value_and_grad = make_reference(settings, 2)
+        step = devices.map(
+            lambda state, batch, rate: moco.train_step(settings, state, batch, rate),
+            (False, True, False),
+            sharded_out=False,
+            donate=False,
+        )
+        query = jax.device_get({"backbone": state.backbone.params, "head": state.head})
+        key, buffers = query, jax.tree.map(np.zeros_like, query)
+        query_stats = key_stats = jax.device_get(state.backbone.batch_stats)
+        queue = collections.deque(np.asarray(state.queue), maxlen=20)
+        for index, (query_images, key_images) in enumerate(images):
+            permutation = np.asarray(moco.key_permutation(settings, rng, index))
+            query_views = prepared(rng, index, query_images, moco.QUERY)
+            key_views = np.asarray(prepared(rng, index, key_images, moco.KEY))
+            batch = {"query": query_images, "key": key_images[permutation]}
+            state, metrics = step(state, devices.shard(batch), np.float64(rates[index]))
+
+            key = jax.tree.map(lambda k, q: 0.9 * k + 0.1 * q, key, query)
+            shuffled, key_stats = jax.device_get(encode(key, key_stats, key_views[permutation]))
+            keys = shuffled[np.argsort(permutation)]
+            (loss, query_stats), gradient = jax.device_get(
+                value_and_grad(query, query_stats, query_views, keys, np.stack(queue))
+            )
+            buffers = jax.tree.map(lambda b, g, p: 0.9 * b + g + 0.01 * p, buffers, gradient, query)
+            query = jax.tree.map(lambda p, b, rate=rates[index]: p - rate * b, query, buffers)
+            queue.extend(keys)
+            np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-10)
+            np.testing.assert_allclose(
+                metrics["gradient_norm"],
+                math.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(gradient))),
+                rtol=1e-10,
+            )
+        assert metrics.keys() == set(moco.METRICS)
+        assert (int(state.step), int(state.queue_pointer), int(state.queue_fill)) == (3, 4, 20)
+        found = {
+            "query": {"backbone": state.backbone.params, "head": state.head},
+            "query_stats": state.backbone.batch_stats,
+            "key": state.key_params,
+            "key_stats": state.key_batch_stats,
+            "queue": np.roll(state.queue, -4, 0),
+        }
+        expected = {
+            "query": query,
+            "query_stats": query_stats,
+            "key": key,
+            "key_stats": key_stats,
+            "queue": np.stack(queue),
+        }
+        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float64)}
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), found, expected
+        )
+
+
+def rates(steps, **fields):
+    optimizer = config.Optimizer(learning_rate=0.3, **fields)
+    return [pretrain.learning_rate(optimizer, step, steps) for step in range(steps)]
+
+
+def test_the_learning_rate_falls_along_the_papers_cosine():
+    found = rates(50)
+    expected = 0.15 * (1 + np.cos(np.pi * np.arange(50) / 50))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert found[0] == 0.3
+    # One step before the zero of the cosine.
+    np.testing.assert_allclose(found[-1], 0.3 * math.sin(math.pi / 100) ** 2, rtol=1e-9)
+
+
+def test_warm_up_climbs_in_equal_steps_and_the_cosine_takes_the_rest():
+    found = rates(12, warmup_steps=4)
+    np.testing.assert_allclose(found[:4], [0.075, 0.15, 0.225, 0.3], rtol=1e-12)
+    np.testing.assert_allclose(found[4:], rates(8), rtol=1e-12)
+
+
+def test_a_constant_rate_stays_at_its_peak_after_the_warm_up():
+    assert rates(6, schedule="constant", warmup_steps=2) == [0.15, *[0.3] * 5]
+
+
+def test_a_warm_up_longer_than_the_stage_is_cut_off():
+    np.testing.assert_allclose(rates(3, warmup_steps=10), [0.03, 0.06, 0.09], rtol=1e-12)

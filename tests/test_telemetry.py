@@ -1,0 +1,165 @@
+"""metrics.csv is exact under resume; progress is readable without a terminal."""
+
+import io
+import sys
+import types
+
+import clu
+import jax
+import jax.numpy as jnp
+import pytest
+from rich.console import Console
+
+from hpt_jax.telemetry import display as display_lib
+from hpt_jax.telemetry.display import Display
+from hpt_jax.telemetry.writers import MetricsWriter, read_metrics, write_parameter_overview
+
+
+class NoTensorBoard:
+    """Stands in for clu's writer."""
+
+    def write_scalars(self, step, scalars):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """Without TensorFlow, which takes many seconds to import."""
+    module = types.ModuleType("clu.metric_writers")
+    module.create_default_writer = lambda *args, **kwargs: NoTensorBoard()
+    monkeypatch.setitem(sys.modules, "clu.metric_writers", module)
+    monkeypatch.setattr(clu, "metric_writers", module, raising=False)
+
+
+def write(path, start, steps):
+    writer = MetricsWriter(path, start)
+    for step in steps:
+        writer.write(step, {"loss": step / 3, "accuracy": jnp.float32(0.25)})
+    writer.close()
+
+
+def steps(path):
+    return [int(row["step"]) for row in read_metrics(path)]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_rows_come_back_as_the_numbers_that_were_written(tmp_path):
+    path = tmp_path / "metrics.csv"
+    write(path, 0, [10, 20])
+    assert path.read_text().splitlines()[0] == "step,loss,accuracy"
+    rows = read_metrics(path)
+    assert [float(row["loss"]) for row in rows] == [10 / 3, 20 / 3]
+    assert [float(row["accuracy"]) for row in rows] == [0.25, 0.25]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_resumed_run_writes_what_an_uninterrupted_one_does(tmp_path):
+    write(tmp_path / "whole.csv", 0, [10, 20, 30, 40])
+    path = tmp_path / "metrics.csv"
+    write(path, 0, [10, 20, 30])  # killed, with the last save at 20
+    write(path, 20, [30, 40])
+    assert path.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_resume_at_the_start_drops_every_row(tmp_path):
+    path = tmp_path / "metrics.csv"
+    write(path, 0, [10, 20])
+    write(path, 0, [])
+    assert steps(path) == []
+    write(path, 0, [10])
+    assert steps(path) == [10]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_file_cut_anywhere_gives_its_whole_rows(tmp_path):
+    write(tmp_path / "whole.csv", 0, [10, 20, 30])
+    whole = (tmp_path / "whole.csv").read_bytes()
+    path = tmp_path / "metrics.csv"
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        rows = max(0, whole[:cut].count(b"\n") - 1)
+        assert steps(path) == [10, 20, 30][:rows], cut
+    path.write_bytes(whole[:-5])
+    write(path, 20, [30])
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.usefixtures("quiet")
+def test_each_row_is_on_disk_when_it_is_written(tmp_path):
+    path = tmp_path / "metrics.csv"
+    writer = MetricsWriter(path, 0)
+    for step in (10, 20):
+        writer.write(step, {"loss": 1.0})
+        assert steps(path)[-1] == step
+    writer.close()
+
+
+def test_an_absent_file_has_no_rows(tmp_path):
+    assert read_metrics(tmp_path / "absent.csv") == []
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    write(tmp_path / "metrics.csv", 0, [10, 20])
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    found = [
+        (event.step, round(float(make_ndarray(event.tensor_proto)), 5))
+        for event in events.Tensors("loss")
+    ]
+    assert found == [(10, 3.33333), (20, 6.66667)]
+
+
+def test_the_parameter_overview_counts_every_parameter(tmp_path):
+    params = {"conv": {"kernel": jnp.zeros((3, 3, 1, 4))}, "bn": {"bias": jnp.zeros(4)}}
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    write_parameter_overview(params, tmp_path / "parameters.txt")
+    text = (tmp_path / "parameters.txt").read_text()
+    assert "conv/kernel" in text
+    assert f"Total: {total}" in text
+
+
+# The terminal
+
+
+def make_display(terminal):
+    out = io.StringIO()
+    return Display(Console(file=out, force_terminal=terminal, width=80, highlight=False)), out
+
+
+def test_lines_are_printed_whole_and_as_they_are():
+    display, out = make_display(False)
+    text = "[bold]x[/bold] " + "long " * 40
+    display.line(text)
+    assert out.getvalue() == text + "\n"
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(display_lib.time, "monotonic", lambda: now[0])
+    display, out = make_display(False)
+    with display.progress("t-1", 100, start=20) as update:
+        for done in range(21, 61):
+            now[0] += 1.0
+            update(done, "loss 1.5")
+    lines = out.getvalue().splitlines()
+    assert lines == [
+        "t-1: 35/100  1.0/s  65 s left  loss 1.5",
+        "t-1: 50/100  1.0/s  50 s left  loss 1.5",
+    ]
+    assert "\x1b" not in out.getvalue()
+
+
+def test_on_a_terminal_progress_is_a_bar():
+    display, out = make_display(True)
+    with display.progress("t-1", 100, start=20) as update:
+        update(60, "loss 1.5")
+    assert "t-1" in out.getvalue()
+    assert "60/100" in out.getvalue()
+    assert "loss 1.5" in out.getvalue()

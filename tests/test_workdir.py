@@ -1,0 +1,157 @@
+"""Small files by rename, the workdir's check, and a lock that dies with its owner."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from hpt_jax import workdir
+from hpt_jax.errors import UserError
+from hpt_jax.workdir import StageFolder
+
+
+def test_json_comes_back_as_it_was_written(tmp_path):
+    content = {"b": [1, 2.5, None], "a": {"x": "ü", "y": 0.1 + 0.2}}
+    path = tmp_path / "deep" / "file.json"
+    workdir.write_json(path, content)
+    assert workdir.read_json(path) == content
+    assert json.loads(path.read_text()) == content
+    assert [p.name for p in path.parent.iterdir()] == ["file.json"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    workdir.write_json(path, {"old": 1})
+    with pytest.raises(TypeError):
+        workdir.write_json(path, {"new": object()})
+    assert workdir.read_json(path) == {"old": 1}
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        workdir.write_json(path, {"new": 1})
+    assert workdir.read_json(path) == {"old": 1}
+
+
+def test_two_processes_never_write_to_the_same_temporary_file(tmp_path, monkeypatch):
+    moved = []
+    monkeypatch.setattr(os, "replace", lambda old, new: moved.append(str(old)))
+    workdir.write_json(tmp_path / "f.json", {})
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    workdir.write_json(tmp_path / "f.json", {})
+    assert len(set(moved)) == 2
+
+
+def test_a_stage_is_done_when_its_last_file_is_there(tmp_path):
+    folder = workdir.stage_folder(tmp_path, "t-1")
+    assert not folder.is_done
+    workdir.write_json(folder.lineage, {})
+    assert not folder.is_done
+    workdir.write_json(folder.done, {})
+    assert folder.is_done
+    assert folder.path == tmp_path / "stages" / "t-1"
+
+
+def test_a_workdir_may_be_absent_and_is_not_made_by_the_check(tmp_path):
+    workdir.check_root(tmp_path)
+    workdir.check_root(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_workdir_may_be_a_link_to_a_folder_but_not_a_dangling_one(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    workdir.check_root(tmp_path / "link" / "a")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError):
+        workdir.check_root(tmp_path / "dangling")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_workdir_that_may_not_be_written_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(UserError) as raised:
+            workdir.check_root(tmp_path / "w")
+    finally:
+        tmp_path.chmod(0o700)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_a_refused_access_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError) as raised:
+        workdir.check_root(tmp_path / "w")
+    assert [one.field for one in raised.value.mistakes] == ["--workdir"]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from hpt_jax.workdir import StageFolder, locked
+
+with locked(StageFolder(Path(sys.argv[1])), lambda text: print("waits", text, flush=True)):
+    print("holds", flush=True)
+    time.sleep(60)
+"""
+
+
+def start_holder(path):
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_a_lock_keeps_others_out_until_its_owner_is_killed(tmp_path):
+    folder = tmp_path / "t-1"
+    first = start_holder(folder)
+    try:
+        assert first.stdout.readline() == "holds\n"
+
+        def told(text):
+            assert f"process {first.pid} on" in text
+            assert "t-1 is held by" in text
+            waited.append(text)
+            os.kill(first.pid, signal.SIGKILL)
+            first.wait()
+
+        waited = []
+        with workdir.locked(StageFolder(folder), told):
+            assert len(waited) == 1  # said once; entered only after the owner was gone
+    finally:
+        first.kill()
+        first.wait()
+        first.stdout.close()
+
+
+def test_a_process_waits_for_the_lock_that_this_one_holds(tmp_path):
+    folder = tmp_path / "t-1"
+    with workdir.locked(StageFolder(folder), pytest.fail):
+        second = start_holder(folder)
+        assert second.stdout.readline().startswith(f"waits t-1 is held by process {os.getpid()}")
+    try:
+        assert second.stdout.readline() == "holds\n"
+    finally:
+        second.kill()
+        second.wait()
+        second.stdout.close()
+
+
+def test_stages_are_locked_one_by_one(tmp_path):
+    with (
+        workdir.locked(workdir.stage_folder(tmp_path, "a"), pytest.fail),
+        workdir.locked(workdir.stage_folder(tmp_path, "b"), pytest.fail),
+    ):
+        pass
+
+
+def test_a_lock_is_freed_by_an_error(tmp_path):
+    folder = StageFolder(tmp_path / "t-1")
+    with pytest.raises(ZeroDivisionError), workdir.locked(folder, pytest.fail):
+        raise ZeroDivisionError
+    with workdir.locked(folder, pytest.fail):
+        pass
