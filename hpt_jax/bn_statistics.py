@@ -89,4 +89,5 @@ def train_step(
     average = jax.tree.map(
         lambda old, new: (1 - share) * old + share * new, backbone.batch_stats, batch_stats
     )
-    return state.replace(step=state.step + 1, backbone=backbone.replace(batch_stats=average)), {}
+    backbone = dataclasses.replace(backbone, batch_stats=average)
+    return dataclasses.replace(state, step=state.step + 1, backbone=backbone), {}

@@ -475,25 +475,33 @@ def _fit(value: Any, hint: Any) -> tuple[Any] | None:
     return (value,) if type(value) is hint else None
 
 
+# What a dry run assumes of images that are not there.
+_ABSENT_DATA = {"images": 1000, "short_side": 224, "channels": 3, "labelled": False}
+
+
 def _adapt(
     raw: dict[str, Any], fields: AdaptFields, inspect_data: Inspect, inspect_weights: Inspect
 ) -> None:
     """Template 'adapt': one folder, one init, and what the data says of the rest."""
     if not fields.data:
         raise UserError("data", "", "a dataset", "Set it with --config.data=folder:PATH.")
-    data = inspect_data(fields.data) or {"images": 1000, "short_side": 224, "labelled": False}
+    data = inspect_data(fields.data) or _ABSENT_DATA
     # Powers of two keep batches in even groups; a batch never exceeds the set.
     raw["batch_size"] = raw["batch_size"] or max(
         16, min(128, 2 ** (data["images"].bit_length() - 2))
     )
     raw["image_size"] = raw["image_size"] or max(32, min(224, round(data["short_side"] / 16) * 16))
     model, moco = raw["model"], raw["moco"]
+    known = {"channels": data["channels"]}
     if fields.init != "random":
-        known = inspect_weights(fields.init) or {}
+        known |= inspect_weights(fields.init) or {}
         model |= {k: known[k] for k in ("arch", "width", "stem", "stem_stride") if k in known}
-        raw["input"]["channels"] = raw["input"]["channels"] or known.get("channels", 0)
     elif raw["image_size"] < 100:
         model |= {"stem": "small"}
+    # Where some images are grey and some are not, all become what most pretrained models take.
+    raw["input"]["channels"] = raw["input"]["channels"] or known["channels"]
+    rate = 0.06 if fields.init == "random" else 0.03
+    raw["optimizer"]["learning_rate"] = raw["optimizer"]["learning_rate"] or rate
     # A queue beyond the set would hold an image's own old keys as its negatives.
     moco["queue_size"] = moco["queue_size"] or max(
         raw["batch_size"], 2 ** (data["images"].bit_length() - 1)
@@ -501,12 +509,17 @@ def _adapt(
     raw["target"] = fields.data if data["labelled"] else ""
     steps = fields.steps or max(100, min(5000, 40 * data["images"] // raw["batch_size"]))
     raw["stages"] = {"adapted": {"dataset": fields.data, "steps": steps}}
-    # Random weights are there to be measured against, which takes labels.
-    raw["arms"] = ({"random": ()} if data["labelled"] else {}) | {"T": ("adapted",)}
+    raw["arms"] = {"T": ("adapted",)}
     if fields.init != "random":
         raw["stages"]["base"] = {"init": fields.init, "trainable": "nothing"}
-        raw["arms"] = {"B-direct": ("base",), "B+T": ("base", "adapted")}
-    raw["export"] = raw["export"] or list(raw["arms"])[-1]
+        raw["arms"] = {"B+T": ("base", "adapted")}
+    raw["export"] = raw["export"] or next(iter(raw["arms"]))
+    if data["labelled"] and fields.init == "random":  # what there was before, to measure against
+        raw["arms"] = {"random": ()} | raw["arms"]
+    elif data["labelled"]:
+        raw["stages"]["statistics"] = {"dataset": fields.data, "trainable": "statistics"}
+        before = {"B-direct": ("base",), "B": ("base", "statistics")}
+        raw["arms"] = before | raw["arms"]
 
 
 class _Checks:

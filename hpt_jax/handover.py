@@ -82,7 +82,7 @@ def check(
 
 
 def _device_mistakes(stage: plan.Stage, devices: Devices) -> list[Mistake]:
-    found = []
+    found: list[Mistake] = []
     try:
         devices.group_layout(stage.config.model.bn_groups)
     except UserError as error:

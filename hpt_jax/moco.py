@@ -67,7 +67,7 @@ class Settings:
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """torch's SGD up to the learning rate: decay joins the gradient before the momentum."""
+        """SGD as torch has it, without the rate: decay joins the gradient before the momentum."""
         return optax.chain(
             optax.add_decayed_weights(self.weight_decay), optax.trace(self.sgd_momentum)
         )
@@ -213,9 +213,7 @@ def train_step(
 
     def loss_fn(trained: dict[str, Any]) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
         merged = traverse_util.unflatten_dict({**trained, **frozen})
-        queries, batch_stats = _encode(
-            settings, merged, state.backbone.batch_stats, query_images
-        )
+        queries, batch_stats = _encode(settings, merged, state.backbone.batch_stats, query_images)
         loss, metrics = info_nce(queries, positives, state.queue, settings.temperature)
         return loss, (metrics, batch_stats)
 
@@ -227,9 +225,13 @@ def train_step(
     trained = jax.tree.map(lambda p, u: p - learning_rate.astype(p.dtype) * u, trained, updates)
     params = traverse_util.unflatten_dict({**trained, **frozen})
     queue, pointer, fill = enqueue(state.queue, state.queue_pointer, state.queue_fill, keys)
-    next_state = state.replace(
+    backbone = dataclasses.replace(
+        state.backbone, params=params["backbone"], batch_stats=batch_stats
+    )
+    next_state = dataclasses.replace(
+        state,
         step=state.step + 1,
-        backbone=state.backbone.replace(params=params["backbone"], batch_stats=batch_stats),
+        backbone=backbone,
         head=params["head"],
         key_params=key_params,
         key_batch_stats=key_batch_stats,
@@ -329,6 +331,6 @@ def _encode(
         train=True,
         mutable=["batch_stats"],
     )
-    embeddings = settings.head.apply({"params": params["head"]}, features)
+    embeddings: Any = settings.head.apply({"params": params["head"]}, features)
     embeddings = embeddings.astype(jnp.promote_types(jnp.float32, embeddings.dtype))
     return normalized(embeddings), updates["batch_stats"]

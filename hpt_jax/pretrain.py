@@ -169,9 +169,7 @@ def learning_rate(optimizer: config_lib.Optimizer, step: int, steps: int) -> flo
 Carry = tuple[Any, dict[str, jax.Array]]
 
 
-def _initial_carry(
-    method: ModuleType, settings: Any, rng: jax.Array, backbone: Backbone
-) -> Carry:
+def _initial_carry(method: ModuleType, settings: Any, rng: jax.Array, backbone: Backbone) -> Carry:
     dtype = jnp.promote_types(jnp.float32, settings.model.dtype)
     totals = {name: jnp.zeros((), dtype) for name in (*method.METRICS, "count")}
     return _compiled_init(method, settings)(rng, backbone), totals

@@ -102,11 +102,23 @@ def run_stage(
     data = library.of_stage(stage)
     initial = handover.initial_backbone(stage, root, data, devices)
     write_json(folder.lineage, lineage(stage, data, initial))
-    display.line(f"{stage.id}: {words(stage)}, seed {stage.seed}")
+    display.line(f"{stage.id}: {words(stage)}, seed {stage.seed}{_recipe(stage)}")
     saving = pretrain.Saving(
         config.log_every_steps, config.save_every_steps, config.save_every_minutes
     )
     pretrain.run_stage(stage, folder, data, initial, devices, saving, display)
+
+
+def _recipe(stage: plan.Stage) -> str:
+    """The choices that a user may want to change, in one line."""
+    if not stage.trains:
+        return ""
+    config, model = stage.config, stage.config.model
+    return (
+        f"; {model.arch} of width {model.width}, {config.image_size} px, batch "
+        f"{config.batch_size} in {model.bn_groups} groups, queue {config.moco.queue_size}, "
+        f"learning rate {config.optimizer.learning_rate:g}"
+    )
 
 
 def evaluate(
@@ -133,12 +145,13 @@ def evaluate(
         stage.config.input.center_crop,
         devices,
     )
-    splits = [
+    train, val, test = (
         evaluations.Split(extracted[data.splits[name]], data.labels[data.splits[name]])
         for name in config_lib.SPLITS
-    ]
+    )
+    classes = len(data.dataset.class_names)
     for name in missing:
-        found = evaluations.EVALUATIONS[name](*splits, len(data.dataset.class_names))
+        found = evaluations.EVALUATIONS[name](train, val, test, classes)
         write_json(folder.path / files[name], found)
         display.line(f"{stage.id}: {name} {100 * found['test']:.1f} % on test")
 

@@ -543,7 +543,7 @@ def inspect(name: str, data_dir: str = "") -> dict[str, object] | None:
     """Facts of a dataset that templates choose by; None where it is not there.
 
     Returns:
-      'images' (count), 'labelled' (bool), 'short_side' (median of a sample's short sides, pixels),
+      'images' (count, without test), 'labelled' (bool), 'short_side' (median of a sample's short sides, pixels),
       'channels' (the most of the sample).
     """
     if fingerprint_of(name, data_dir) is None:
@@ -558,7 +558,7 @@ def inspect(name: str, data_dir: str = "") -> dict[str, object] | None:
     if not shapes:
         return None
     return {
-        "images": len(dataset.images),
+        "images": sum(len(ids) for name, ids in dataset.splits.items() if name != "test"),
         "labelled": dataset.labels is not None,
         "short_side": int(np.median([min(shape[:2]) for shape in shapes])),
         "channels": max(shape[2] for shape in shapes),

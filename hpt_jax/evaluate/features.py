@@ -68,6 +68,7 @@ def _compiled(
         backbone: Backbone, pixels: jax.Array, sizes: jax.Array, rows: jax.Array
     ) -> jax.Array:
         images = jax.vmap(functools.partial(view, backbone=backbone))(pixels[rows], sizes[rows])
-        return model.apply(backbone.variables, images, train=False)
+        features: Any = model.apply(backbone.variables, images, train=False)
+        return features
 
     return devices.map(program, (False, False, False, True), sharded_out=True, donate=False)

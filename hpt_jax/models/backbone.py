@@ -27,8 +27,8 @@ class Backbone:
 
     params: Any
     batch_stats: Any
-    pixel_mean: jax.Array
-    pixel_std: jax.Array
+    pixel_mean: Any
+    pixel_std: Any
 
     @property
     def variables(self) -> dict[str, Any]:

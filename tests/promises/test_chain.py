@@ -84,9 +84,7 @@ def test_chain_hands_over_the_backbone_bit_for_bit_and_nothing_else(
             np.testing.assert_array_equal(value, parent[name], err_msg=name)
         ended = saved(stage_folder(workdir, stage.parent.id), "state")
         assert not np.array_equal(state.queue, ended["['queue']"])
-        assert not np.array_equal(
-            state.head["fc1"]["kernel"], ended["['head']['fc1']['kernel']"]
-        )
+        assert not np.array_equal(state.head["fc1"]["kernel"], ended["['head']['fc1']['kernel']"])
         assert int(state.step) == int(state.queue_fill) == int(state.queue_pointer) == 0
         assert all(not np.any(leaf) for leaf in jax.tree.leaves((state.opt_state, totals)))
         for own, key in zip(

@@ -63,9 +63,7 @@ class Stopped(Exception):
     """Stands in for a kill."""
 
 
-def test_resume_is_bit_exact(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_is_bit_exact(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(images, steps=8)
     config.save_every_steps = 3
     run.run(config, tmp_path / "whole")
@@ -132,9 +130,7 @@ def test_unlabelled_folder_can_be_pretrained_on(images: Path, tmp_path: Path) ->
     assert folder_of(config, tmp_path / "run", "T").is_done
 
 
-def test_divergence_stops_the_run_and_names_the_learning_rate(
-    images: Path, tmp_path: Path
-) -> None:
+def test_divergence_stops_the_run_and_names_the_learning_rate(images: Path, tmp_path: Path) -> None:
     config = config_of(images, steps=12)
     config.optimizer.learning_rate = 1e38
     with pytest.raises(UserError, match=r"optimizer\.learning_rate"):

@@ -53,9 +53,7 @@ def run_steps() -> Trace:
     sizes = np.full((30, 2), 16, np.int32)
     half = np.full(3, 0.5, np.float32)
     backbone = init_backbone(model, jax.random.key(1), half, half)
-    carry = devices.replicate(
-        pretrain._initial_carry(moco, settings, jax.random.key(2), backbone)
-    )
+    carry = devices.replicate(pretrain._initial_carry(moco, settings, jax.random.key(2), backbone))
     take_views = pretrain._compiled_views(moco, settings, devices)
     take_step = pretrain._compiled_step(moco, settings, devices)
     places = devices.shard(np.arange(BATCH))

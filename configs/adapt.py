@@ -1,0 +1,37 @@
+"""Pretraining on a folder of your own images, from random weights or from a checkpoint of ours.
+
+    python -m hpt_jax.main --config configs/adapt.py --workdir runs/mine \
+        --config.data=folder:PATH [--config.init=CHECKPOINT]
+
+PATH holds images: `<class>/<image>` or `<split>/<class>/<image>` is labelled and is evaluated too;
+anything else is one unlabelled set. CHECKPOINT is a stage folder of another run
+(`runs/quickstart/stages/base-...`) or an exported `backbone.safetensors`. Steps, image size, batch,
+queue and learning rate are chosen from the data, printed, and can be set.
+"""
+
+from ml_collections import ConfigDict
+
+from hpt_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """The config."""
+    config = default_config("adapt")
+    config.name = "adapt"
+    config.data = ""  # 'folder:PATH'
+    config.init = "random"
+
+    # 0: chosen from the data.
+    config.steps = 0
+    config.image_size = 0
+    config.batch_size = 0
+    config.moco.queue_size = 0
+    config.optimizer.learning_rate = 0.0
+
+    # Small, so that it runs on a laptop. With a GPU: --config.model.arch=resnet50 and
+    # --config.model.width=64. With `init` the model is the checkpoint's.
+    config.model.arch = "resnet10"
+    config.model.width = 16
+    config.moco.momentum = 0.99  # the key encoder has hundreds of steps to follow, not thousands
+    config.save_every_minutes = 1.0
+    return config
