@@ -162,7 +162,7 @@ def _warnings(stage: plan.Stage, library: Library) -> list[str]:
     _, skipped = for_channels(config.augment, channels)
     if skipped:
         lines.append(
-            f"{config.dataset} has {channels} channels: {', '.join(skipped)} mean nothing there "
-            "and are skipped"
+            f"{config.dataset} has {channels} channel{'s' if channels > 1 else ''}: "
+            f"{', '.join(skipped)} mean nothing there and are skipped"
         )
     return lines

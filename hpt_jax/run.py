@@ -50,7 +50,7 @@ def run(
             display.line(line)
         return []
 
-    workdir.check_root(root)
+    workdir.check_root(folder)
     keep_compiled_programs(root / "compilation_cache")
     devices = parallel.make_devices(asked.config.parallel.devices, asked.config.parallel.map)
     library = Library(asked.config.data_dir, devices, display)

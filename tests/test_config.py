@@ -540,7 +540,11 @@ def test_the_template_takes_the_model_from_the_weights():
     stage = resolved.stages["adapted"]
     assert (stage.model.arch, stage.model.width, stage.model.stem_stride) == ("resnet18", 16, 1)
     assert (stage.input.channels, stage.steps) == (1, 7)
-    assert resolved.arms == {"B-direct": ("base",), "B+T": ("base", "adapted")}
+    assert resolved.arms == {
+        "B-direct": ("base",),
+        "B": ("base", "statistics"),
+        "B+T": ("base", "adapted"),
+    }
     assert resolved.export == "B+T"
 
 

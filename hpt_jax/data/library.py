@@ -147,7 +147,7 @@ class Library:
         classes = f"{len(dataset.class_names)} classes" if dataset.class_names else "no labels"
         self._display.line(
             f"{dataset.name}: {parts}{cut}, {classes}, up to {height}x{width} px, "
-            f"{store.pixels.shape[-1]} channels, {store.pixels.nbytes / 2**20:.0f} MiB held"
+            f"channels: {store.pixels.shape[-1]}, {store.pixels.nbytes / 2**20:.0f} MiB held"
         )
         if store.unreadable:
             shown = "; ".join(f"{path}: {reason}" for path, reason in store.unreadable[:5])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from hpt_jax import moco, parallel, pretrain
 from hpt_jax.augment.policies import Policy, distort
 from hpt_jax.models.backbone import init_backbone
 from hpt_jax.models.batch_norm import GroupLayout
+from hpt_jax.models.resnet import ResNet
 
 BATCH, GROUPS, QUEUE, STEPS = 8, 4, 20, 5  # the queue is no multiple of the batch, and wraps
 LEARNING_RATE = 0.05
@@ -75,6 +77,24 @@ def as_numpy(state: moco.State) -> moco.State:
     return jax.tree.map(np.asarray, state.replace(rng=None)).replace(rng=rng)
 
 
+@functools.cache
+def encode(model: ResNet) -> Any:
+    """(variables, images) -> features and updated statistics, in training mode."""
+    return jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
+
+
+@functools.cache
+def distorted(policy: Policy) -> Any:
+    """One image at a time, where the step distorts a whole batch."""
+    return jax.jit(lambda draws, image: distort(draws, image, policy, jnp.float64))
+
+
+def view(trace: Trace, step: int, name: str, place: int, slot: int, which: int) -> jax.Array:
+    """One normalised view, from the draws of the slot of its example."""
+    draws = moco.view_draws(trace.before[step].rng, step, slot, which)
+    return (distorted(trace.settings.policy)(draws, trace.batches[step][name][place]) - 0.5) / 0.5
+
+
 def oracle_keys(trace: Trace, step: int, permutation: np.ndarray) -> tuple[np.ndarray, list[Any]]:
     """Keys in slot order, and each group's running statistics, one BN group after another."""
     settings, state = trace.settings, trace.before[step]
@@ -84,17 +104,11 @@ def oracle_keys(trace: Trace, step: int, permutation: np.ndarray) -> tuple[np.nd
     query = {"backbone": state.backbone.params, "head": state.head}
     params = jax.tree.map(lambda k, q: momentum * k + (1 - momentum) * q, state.key_params, query)
     for group in np.split(np.arange(BATCH), GROUPS):
-        images = []
-        for place in group:
-            draws = moco.view_draws(state.rng, step, int(permutation[place]), moco.KEY)
-            image = trace.batches[step]["key"][place]
-            images.append((distort(draws, image, settings.policy, jnp.float64) - 0.5) / 0.5)
-        features, updates = model.apply(
-            {"params": params["backbone"], "batch_stats": state.key_batch_stats},
-            jnp.stack(images),
-            train=True,
-            mutable=["batch_stats"],
-        )
+        images = [
+            view(trace, step, "key", place, int(permutation[place]), moco.KEY) for place in group
+        ]
+        variables = {"params": params["backbone"], "batch_stats": state.key_batch_stats}
+        features, updates = encode(model)(variables, jnp.stack(images))
         embedded = np.asarray(settings.head.apply({"params": params["head"]}, features))
         keys[permutation[group]] = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
         statistics.append(updates["batch_stats"])
@@ -154,14 +168,8 @@ def test_shuffling_leaves_the_positives_matched(trace: Trace, keys: Any) -> None
         settings, state = trace.settings, trace.before[step]
         model = dataclasses.replace(settings.model, layout=GroupLayout(GROUPS), parent=None)
         with jax.enable_x64(True):
-            images = []
-            for slot in range(BATCH):
-                draws = moco.view_draws(state.rng, step, slot, moco.QUERY)
-                image = trace.batches[step]["query"][slot]
-                images.append((distort(draws, image, settings.policy, jnp.float64) - 0.5) / 0.5)
-            features, _ = model.apply(
-                state.backbone.variables, jnp.stack(images), train=True, mutable=["batch_stats"]
-            )
+            images = [view(trace, step, "query", slot, slot, moco.QUERY) for slot in range(BATCH)]
+            features, _ = encode(model)(state.backbone.variables, jnp.stack(images))
             embedded = np.asarray(settings.head.apply({"params": state.head}, features))
         queries = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
         positive = np.sum(queries * keys[step][0], 1)
