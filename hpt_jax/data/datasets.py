@@ -543,8 +543,8 @@ def inspect(name: str, data_dir: str = "") -> dict[str, object] | None:
     """Facts of a dataset that templates choose by; None where it is not there.
 
     Returns:
-      'images' (count, without test), 'labelled' (bool), 'short_side' (median of a sample's short sides, pixels),
-      'channels' (the most of the sample).
+      'images' (count, without test), 'labelled' (bool), 'short_side' (median of a sample's short
+      sides, pixels), 'channels' (the most of the sample).
     """
     if fingerprint_of(name, data_dir) is None:
         return None
