@@ -17,7 +17,7 @@ from flax import struct, traverse_util
 from jax import lax
 
 from hpt_jax import config as config_lib
-from hpt_jax.augment import photometric, policies
+from hpt_jax.augment import photometric, policies, views
 from hpt_jax.models.backbone import Backbone
 from hpt_jax.models.heads import ProjectionHead
 from hpt_jax.models.resnet import ResNet
@@ -168,7 +168,7 @@ def key_permutation(settings: Settings, rng: jax.Array, step: jax.Array) -> jax.
 def view_draws(rng: jax.Array, step: jax.Array, slot: jax.Array, view: int) -> jax.Array:
     """The randomness of one view, by the slot of its example: shuffling changes no view."""
     augment_rng, _ = jax.random.split(rng)
-    return policies.view_draws(augment_rng, step, slot, view)
+    return views.view_draws(augment_rng, step, slot, view)
 
 
 def crop(
@@ -176,7 +176,7 @@ def crop(
 ) -> jax.Array:
     """A RandomResizedCrop of one stored image: u8[image_size, image_size, channels]."""
     dtype = jnp.promote_types(jnp.float32, settings.model.dtype)
-    return policies.random_crop(
+    return views.random_crop(
         draws, image, height, width, settings.policy, settings.image_size, dtype
     )
 
@@ -315,7 +315,7 @@ def _prepare(
 
     def one(image: jax.Array, slot: jax.Array) -> jax.Array:
         draws = view_draws(state.rng, state.step, slot, view)
-        image = policies.distort(draws, image, settings.policy, dtype)
+        image = views.distort(draws, image, settings.policy, dtype)
         return photometric.normalize(image, state.backbone.pixel_mean, state.backbone.pixel_std)
 
     return jax.vmap(one)(images, slots)

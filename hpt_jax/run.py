@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from hpt_jax import config as config_lib
-from hpt_jax import estimate, handover, parallel, plan, pretrain, workdir
+from hpt_jax import estimate, handover, parallel, plan, pretrain, resolve, workdir
 from hpt_jax.data import datasets
 from hpt_jax.data.library import Library
 from hpt_jax.evaluate import evaluations, features
@@ -72,7 +72,7 @@ def run(
 def make_plan(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = ()) -> plan.Plan:
     """Resolves a config and lays out its stages; reads names and sizes of files, no pixels."""
     data_dir = dict(overrides).get("data_dir", config.get("data_dir", ""))
-    resolved = config_lib.resolve(
+    resolved = resolve.resolve(
         config, overrides, lambda name: datasets.inspect(name, data_dir), load.inspect
     )
     return plan.make_plan(

@@ -10,7 +10,7 @@ import pytest
 import scipy.ndimage
 from scipy import stats
 
-from hpt_jax.augment import geometric, photometric, policies
+from hpt_jax.augment import geometric, photometric, policies, views
 from hpt_jax.augment.policies import POLICIES, Policy
 
 MOCO = Policy()
@@ -30,18 +30,18 @@ def only(name, probability):
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def distorted(draws, images, policy, dtype=jnp.float32):
-    return jax.vmap(lambda d, image: policies.distort(d, image, policy, dtype))(draws, images)
+    return jax.vmap(lambda d, image: views.distort(d, image, policy, dtype))(draws, images)
 
 
 @jax.jit
 def draws_of(seed, step, slots, view):
     rng = jax.random.key(seed)
-    return jax.vmap(lambda slot: policies.view_draws(rng, step, slot, view))(slots)
+    return jax.vmap(lambda slot: views.view_draws(rng, step, slot, view))(slots)
 
 
 def example(seed, count, side=6, channels=3):
     rng = np.random.default_rng(seed)
-    draws = rng.random((count, policies.DRAWS), np.float32)
+    draws = rng.random((count, views.DRAWS), np.float32)
     return draws, rng.integers(0, 256, (count, side, side, channels), dtype=np.uint8)
 
 
@@ -98,19 +98,19 @@ def test_other_channels_switch_off_what_needs_rgb_and_name_it(channels):
 def test_images_of_other_channels_are_jittered_blurred_and_flipped(channels):
     policy, _ = policies.for_channels(dataclasses.replace(MOCO, jitter_probability=1.0), channels)
     draws, images = example(channels, 16, channels=channels)
-    views = np.asarray(distorted(draws, images, policy, jnp.float32))
-    assert views.shape == images.shape
-    assert (views >= 0).all()
-    assert (views <= 1).all()
-    assert (np.abs(views - images / 255).max(axis=(1, 2, 3)) > 0.01).all()
+    made = np.asarray(distorted(draws, images, policy, jnp.float32))
+    assert made.shape == images.shape
+    assert (made >= 0).all()
+    assert (made <= 1).all()
+    assert (np.abs(made - images / 255).max(axis=(1, 2, 3)) > 0.01).all()
 
 
 def operation_alone(name, draws, image):
     """The named operation on a float image, with amounts from the view's draws."""
     if name == "jitter":
-        return photometric.color_jitter(draws[policies._JITTER], image, MOCO)
+        return photometric.color_jitter(draws[views._JITTER], image, MOCO)
     if name == "blur":
-        return photometric.gaussian_blur(image, 0.1 + 1.9 * draws[policies._BLUR_SIGMA])
+        return photometric.gaussian_blur(image, 0.1 + 1.9 * draws[views._BLUR_SIGMA])
     if name == "grayscale":
         return photometric.to_grayscale(image)
     return image[:, ::-1]
@@ -119,7 +119,7 @@ def operation_alone(name, draws, image):
 @pytest.mark.parametrize("name", PROBABILITIES)
 def test_an_operation_happens_as_often_as_its_probability_says(name):
     draws, images = example(3, 600)
-    draws[:, policies._BLUR_SIGMA] = 0.5 + draws[:, policies._BLUR_SIGMA] / 2  # blurs are seen
+    draws[:, views._BLUR_SIGMA] = 0.5 + draws[:, views._BLUR_SIGMA] / 2  # blurs are seen
     plain = np.float32(images) / 255
     done = jax.jit(jax.vmap(functools.partial(operation_alone, name)))(draws, plain)
     assert np.abs(done - plain).max(axis=(1, 2, 3)).min() > 1e-4
@@ -153,10 +153,10 @@ def test_jitter_comes_before_grayscale_and_both_before_blur_and_flip():
 def test_switching_an_operation_off_leaves_the_draws_of_the_others():
     # The blur of crop_blur is that of moco_v2 wherever that neither jitters nor drops colour.
     draws, images = example(5, 12)
-    draws[:, [policies._JITTER_YES, policies._GRAYSCALE_YES]] = 0.99
+    draws[:, [views._JITTER_YES, views._GRAYSCALE_YES]] = 0.99
     full = distorted(draws, images, MOCO, jnp.float32)
     less = distorted(draws, images, POLICIES["crop_blur"], jnp.float32)
-    unflipped = draws[:, policies._FLIP_YES] >= MOCO.flip_probability
+    unflipped = draws[:, views._FLIP_YES] >= MOCO.flip_probability
     assert 0 < unflipped.sum() < 12
     expected = np.where(unflipped[:, None, None, None], full, full[:, :, ::-1])
     np.testing.assert_allclose(less, expected, atol=1e-6)
@@ -164,24 +164,24 @@ def test_switching_an_operation_off_leaves_the_draws_of_the_others():
 
 def test_draws_are_uniform_and_those_of_different_operations_unrelated():
     draws = np.asarray(draws_of(0, 7, np.arange(4000), 0))
-    assert draws.shape == (4000, policies.DRAWS)
+    assert draws.shape == (4000, views.DRAWS)
     assert draws.min() >= 0
     assert draws.max() < 1
     for column in draws.T:
         assert stats.kstest(column, "uniform").pvalue > 1e-4
-    correlations = np.corrcoef(draws.T) - np.eye(policies.DRAWS)
+    correlations = np.corrcoef(draws.T) - np.eye(views.DRAWS)
     assert np.abs(correlations).max() < 5 / np.sqrt(4000)
 
 
 def test_every_operation_reads_its_own_draws():
     used = []
     for part in ("_CROP", "_JITTER"):
-        used += range(policies.DRAWS)[getattr(policies, part)]
+        used += range(views.DRAWS)[getattr(views, part)]
     for part in ("_JITTER_YES", "_GRAYSCALE_YES", "_BLUR_YES", "_BLUR_SIGMA", "_FLIP_YES"):
-        used.append(getattr(policies, part))
-    assert sorted(used) == list(range(policies.DRAWS))
-    assert len(range(policies.DRAWS)[policies._CROP]) == geometric.BOX_DRAWS
-    assert len(range(policies.DRAWS)[policies._JITTER]) == photometric.JITTER_DRAWS
+        used.append(getattr(views, part))
+    assert sorted(used) == list(range(views.DRAWS))
+    assert len(range(views.DRAWS)[views._CROP]) == geometric.BOX_DRAWS
+    assert len(range(views.DRAWS)[views._JITTER]) == photometric.JITTER_DRAWS
 
 
 def test_another_seed_step_slot_or_view_gives_other_draws():
@@ -203,9 +203,9 @@ def views_of(slots, images, sizes):
     rng = jax.random.key(3)
 
     def one(slot, image, size):
-        draws = policies.view_draws(rng, 11, slot, 1)
-        crop = policies.random_crop(draws, image, size[0], size[1], MOCO, 8)
-        return crop, policies.distort(draws, crop, MOCO)
+        draws = views.view_draws(rng, 11, slot, 1)
+        crop = views.random_crop(draws, image, size[0], size[1], MOCO, 8)
+        return crop, views.distort(draws, crop, MOCO)
 
     return jax.vmap(one)(slots, images, sizes)
 
@@ -215,11 +215,11 @@ def test_a_view_is_the_same_in_any_place_of_any_batch():
     slots = np.arange(100, 112)
     images = rng.integers(0, 256, (12, 14, 18, 3), dtype=np.uint8)
     sizes = np.int32([(14, 18), (9, 18), (14, 5)] * 4)
-    crops, views = views_of(slots, images, sizes)
+    crops, made = views_of(slots, images, sizes)
     some = np.array([7, 0, 11, 4, 2])
     some_crops, some_views = views_of(slots[some], images[some], sizes[some])
     np.testing.assert_array_equal(some_crops, crops[some])
-    np.testing.assert_allclose(some_views, views[some], atol=1e-6)
+    np.testing.assert_allclose(some_views, made[some], atol=1e-6)
     other_crops, _ = views_of(slots[some] + 1, images[some], sizes[some])
     assert (np.asarray(other_crops) != crops[some]).any(axis=(1, 2, 3)).all()
 
@@ -235,7 +235,7 @@ def test_a_random_crop_is_the_crop_of_its_random_box():
             draw[: geometric.BOX_DRAWS], 9, 11, (0.3, 0.6), (0.5, 2.0)
         )
         expected = geometric.crop_and_resize(image, box, 6)
-        return policies.random_crop(draw, image, 9, 11, policy, 6), expected
+        return views.random_crop(draw, image, 9, 11, policy, 6), expected
 
     np.testing.assert_array_equal(*both(draws, images))
 
@@ -253,10 +253,10 @@ def test_double_precision_goes_through_and_changes_no_view():
 def test_the_blur_of_a_double_view_is_exact():
     draws, images = example(9, 12)
     with jax.enable_x64(True):
-        views = distorted(draws, images, only("blur", 1.0), jnp.float64)
+        made = distorted(draws, images, only("blur", 1.0), jnp.float64)
     low, high = MOCO.blur_sigma
-    for draw, image, view in zip(draws, images, views, strict=True):
-        sigma = low + (high - low) * float(draw[policies._BLUR_SIGMA])
+    for draw, image, view in zip(draws, images, made, strict=True):
+        sigma = low + (high - low) * float(draw[views._BLUR_SIGMA])
         expected = scipy.ndimage.gaussian_filter(
             image / 255, (sigma, sigma, 0), mode="mirror", radius=16
         )

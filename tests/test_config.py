@@ -7,6 +7,7 @@ import math
 import pytest
 
 from hpt_jax import config as config_lib
+from hpt_jax import resolve as resolve_lib
 from hpt_jax.augment.policies import POLICIES, Policy
 from hpt_jax.errors import UserError
 
@@ -29,7 +30,7 @@ def make_config():
 def resolve(*overrides, config=None):
     """Resolves with `field=text` overrides."""
     pairs = [tuple(one.split("=", 1)) for one in overrides]
-    return config_lib.resolve(make_config() if config is None else config, pairs)
+    return resolve_lib.resolve(make_config() if config is None else config, pairs)
 
 
 def mistakes(*overrides, config=None):
@@ -507,7 +508,7 @@ def adapt(facts, weights=None, **fields):
     config.moco.queue_size = 0
     for name, value in fields.items():
         config[name] = value
-    return config_lib.resolve(config, (), lambda name: facts, lambda path: weights)
+    return resolve_lib.resolve(config, (), lambda name: facts, lambda path: weights)
 
 
 FACTS = {"images": 300, "labelled": True, "short_side": 32, "channels": 3}

@@ -14,7 +14,7 @@ import pytest
 from scipy.special import logsumexp
 
 from hpt_jax import config, moco, pretrain
-from hpt_jax.augment import policies
+from hpt_jax.augment import policies, views
 from hpt_jax.models import resnet
 from hpt_jax.models.backbone import abstract_backbone, init_backbone, jit_once
 from hpt_jax.models.resnet import ResNet
@@ -219,7 +219,7 @@ def make_prepared(settings):
     def prepared(rng, step, images, view):
         def one(slot, image):
             draws = moco.view_draws(rng, step, slot, view)
-            return policies.distort(draws, image, settings.policy, jnp.float64)
+            return views.distort(draws, image, settings.policy, jnp.float64)
 
         return (jax.vmap(one)(jnp.arange(len(images)), images) - 0.5) / 0.5
 

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from hpt_jax.augment.geometric import between
-
-if TYPE_CHECKING:
-    from hpt_jax.augment.policies import Policy
+from hpt_jax.augment.policies import Policy
 
 JITTER_DRAWS = 8  # four amounts, and four places in the order
 

@@ -14,7 +14,8 @@ import pytest
 
 from hpt_jax import config as config_lib
 from hpt_jax import moco, parallel, pretrain
-from hpt_jax.augment.policies import Policy, distort
+from hpt_jax.augment.policies import Policy
+from hpt_jax.augment.views import distort
 from hpt_jax.models.backbone import init_backbone
 from hpt_jax.models.batch_norm import GroupLayout
 from hpt_jax.models.resnet import ResNet

@@ -1,0 +1,232 @@
+"""What a config's values must be, and what fields demand of each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+
+from hpt_jax.augment.policies import Policy
+from hpt_jax.config import EVALUATIONS, TRAINABLE, Config, Input, MoCo, Model, Stage
+from hpt_jax.errors import Mistake, nearest
+from hpt_jax.models.resnet import ARCHITECTURES
+
+
+def suggest(name: object, known: Iterable[str]) -> str:
+    known = list(known)
+    return nearest(str(name), known) if known else "There are none in this config."
+
+
+class _Checks:
+    """Mistakes found below one place of the config.
+
+    Args:
+      at: the place, with a dot at its end.
+      alone: whether to judge each field by itself, since another one is wrong already and what
+        they demand of each other would mislead.
+    """
+
+    def __init__(self, at: str, alone: bool):
+        self.at = at
+        self.alone = alone
+        self.mistakes: list[Mistake] = []
+
+    def need(self, ok: bool, field: str, value: object, expected: str, fix: str = "") -> None:
+        """Notes a mistake unless `ok`."""
+        if not ok:
+            fix = fix or f"Set --config.{self.at}{field}."
+            self.mistakes.append(Mistake(self.at + field, value, expected, fix))
+
+    def need_together(
+        self, ok: bool, field: str, value: object, expected: str, fix: str = ""
+    ) -> None:
+        """The same for what depends on other fields too."""
+        self.need(ok or self.alone, field, value, expected, fix)
+
+
+def once(shared: list[Mistake], own: list[Mistake], at: str) -> list[Mistake]:
+    """A stage's own mistakes: those it did not inherit from the shared fields."""
+    seen = {(m.field, repr(m.value)) for m in shared}
+    return [m for m in own if (m.field.removeprefix(at), repr(m.value)) not in seen]
+
+
+def check(config: Config, alone: bool) -> list[Mistake]:
+    """Ranges, names and, unless `alone`, what fields demand of each other."""
+    mistakes = _check_top(config, alone)
+    shared = _check_shared(config.shared, "", alone)
+    mistakes += shared
+    for name, stage in config.stages.items():
+        at = f"stages.{name}."
+        own = _check_shared(stage, at, alone)
+        mistakes += once(shared, own, at) + _check_stage(stage, at, alone)
+    return mistakes
+
+
+def _check_top(config: Config, alone: bool) -> list[Mistake]:
+    checks = _Checks("", alone)
+    need = checks.need
+    rule = "letters, digits and any of _ . @ + - %, not starting with a dot"
+    safe = re.compile(r"[\w@+%-][\w.@+%-]*")
+    for field, names in (("name", [config.name]), ("stages", config.stages), ("arms", config.arms)):
+        for name in names:
+            need(bool(safe.fullmatch(name)), field, name, rule, "Choose another name.")
+    # jax.random.key keeps 32 bits of a seed: beyond them, seeds would silently be equal.
+    good = bool(config.seeds) and min(config.seeds) >= 0 and max(config.seeds) < 2**32
+    need(good, "seeds", config.seeds, "at least one, each in [0, 2**32)")
+    need(len(set(config.seeds)) == len(config.seeds), "seeds", config.seeds, "distinct seeds")
+    _check_arms(config, checks.need_together)
+    for name in config.evaluations:
+        known = nearest(name, EVALUATIONS)
+        need(name in EVALUATIONS, "evaluations", name, "a known evaluation", known)
+    need(config.metric == "top1", "metric", config.metric, "'top1'")
+    arm = config.export
+    known = suggest(arm, config.arms)
+    checks.need_together(not arm or arm in config.arms, "export", arm, "the name of an arm", known)
+    need(config.log_every_steps >= 1, "log_every_steps", config.log_every_steps, "at least 1")
+    need(config.save_every_steps >= 0, "save_every_steps", config.save_every_steps, "at least 0")
+    minutes = config.save_every_minutes
+    need(minutes > 0, "save_every_minutes", minutes, "more than 0")
+    maps = ("shard_map", "pmap")
+    need(config.parallel.map in maps, "parallel.map", config.parallel.map, f"one of {maps}")
+    need(config.parallel.devices >= 0, "parallel.devices", config.parallel.devices, "at least 0")
+    return checks.mistakes
+
+
+def _check_arms(config: Config, need: Callable[..., None]) -> None:
+    """Checks what arms, stages, the target and shared stages demand of each other."""
+    need(bool(config.arms), "arms", None, "at least one arm", "For example arms.T = ('target',).")
+    for arm, names in config.arms.items():
+        for name in names:
+            known = suggest(name, config.stages)
+            need(name in config.stages, f"arms.{arm}", name, "a stage", known)
+    need(
+        bool(config.target) or () not in config.arms.values(),
+        "target",
+        config.target,
+        "a dataset, since an empty arm is random weights with the target's pixel statistics",
+    )
+    shared = config.shared_stages
+    for name in shared:
+        known = suggest(name, config.stages)
+        need(name in config.stages, "shared_stages", name, "a stage", known)
+    for arm, names in config.arms.items():
+        # One model for all seeds cannot start from a parent that each seed has its own of.
+        last = max((i for i, name in enumerate(names) if name in shared), default=0)
+        for name in names[:last]:
+            expected = f"{name!r} too, which comes before {names[last]!r} in the arm {arm!r}"
+            need(name in shared, "shared_stages", shared, expected)
+
+
+def _check_shared(stage: Stage, at: str, alone: bool) -> list[Mistake]:
+    """Checks the fields that stages share."""
+    checks = _Checks(at, alone)
+    need, batch = checks.need, stage.batch_size
+    need(batch >= 2, "batch_size", batch, "at least 2")
+    need(stage.image_size >= 8, "image_size", stage.image_size, "at least 8 pixels")
+    _check_model(stage.model, need)
+    _check_moco(stage.moco, need)
+    if batch >= 2:
+        _check_batch(stage, checks.need_together)
+    opt = stage.optimizer
+    need(opt.learning_rate >= 0, "optimizer.learning_rate", opt.learning_rate, "at least 0")
+    need(opt.weight_decay >= 0, "optimizer.weight_decay", opt.weight_decay, "at least 0")
+    need(0 <= opt.momentum < 1, "optimizer.momentum", opt.momentum, "a number in [0, 1)")
+    schedules = ("cosine", "constant")
+    need(opt.schedule in schedules, "optimizer.schedule", opt.schedule, f"one of {schedules}")
+    need(opt.warmup_steps >= 0, "optimizer.warmup_steps", opt.warmup_steps, "at least 0")
+    _check_policy(stage.augment, need)
+    _check_input(stage.input, need)
+    return checks.mistakes
+
+
+def _check_model(model: Model, need: Callable[..., None]) -> None:
+    known = nearest(model.arch, ARCHITECTURES)
+    need(model.arch in ARCHITECTURES, "model.arch", model.arch, "a known architecture", known)
+    need(model.width >= 1, "model.width", model.width, "at least 1")
+    need(model.stem in ("imagenet", "small"), "model.stem", model.stem, "imagenet or small")
+    need(model.stem_stride in (1, 2), "model.stem_stride", model.stem_stride, "1 or 2")
+    dtypes = ("float32", "bfloat16", "float64")
+    need(model.dtype in dtypes, "model.dtype", model.dtype, f"one of {dtypes}")
+    need(model.bn_groups >= 1, "model.bn_groups", model.bn_groups, "at least 1")
+
+
+def _check_moco(moco: MoCo, need: Callable[..., None]) -> None:
+    need(moco.queue_size >= 1, "moco.queue_size", moco.queue_size, "at least 1")
+    need(moco.dim >= 2, "moco.dim", moco.dim, "at least 2")
+    need(0 <= moco.momentum <= 1, "moco.momentum", moco.momentum, "a number in [0, 1]")
+    need(moco.temperature > 0, "moco.temperature", moco.temperature, "more than 0")
+    need(moco.shuffle_block >= 0, "moco.shuffle_block", moco.shuffle_block, "at least 0")
+
+
+def _check_batch(stage: Stage, need: Callable[..., None]) -> None:
+    """Checks what batch norm, queue and shuffling demand of the batch."""
+    batch, groups = stage.batch_size, stage.model.bn_groups
+    size, block = stage.moco.queue_size, stage.moco.shuffle_block
+    if groups >= 1:
+        need(
+            batch % groups == 0 and batch >= 2 * groups,
+            "model.bn_groups",
+            groups,
+            f"a number that cuts batch_size = {batch} into equal groups of at least 2",
+        )
+    if size >= 1:
+        need(size >= batch, "moco.queue_size", size, f"at least batch_size = {batch}")
+    smallest = min(2 * batch // max(groups, 1), batch)
+    need(
+        block <= 0 or (block >= smallest and batch % block == 0),
+        "moco.shuffle_block",
+        block,
+        f"0, or a divisor of batch_size = {batch} that holds at least two batch-norm groups",
+    )
+
+
+def _check_policy(policy: Policy, need: Callable[..., None]) -> None:
+    for field in dataclasses.fields(Policy):
+        name, value = f"augment.{field.name}", getattr(policy, field.name)
+        if field.name.endswith("_probability"):
+            need(0 <= value <= 1, name, value, "a number in [0, 1]")
+        elif field.name == "hue":
+            need(0 <= value <= 0.5, name, value, "a number in [0, 0.5], in turns")
+        elif isinstance(value, float):
+            need(value >= 0, name, value, "at least 0")
+        elif field.name == "crop_scale":
+            need(0 < value[0] <= value[1] <= 1, name, value, "(low, high), 0 < low <= high <= 1")
+        else:
+            need(0 < value[0] <= value[1], name, value, "(low, high) with 0 < low <= high")
+
+
+def _check_input(values: Input, need: Callable[..., None]) -> None:
+    need(values.store_px >= 0, "input.store_px", values.store_px, "at least 0 pixels")
+    need(values.channels >= 0, "input.channels", values.channels, "at least 0")
+    crop = values.center_crop
+    need(0 < crop <= 1, "input.center_crop", crop, "a share in (0, 1]")
+    for name in ("val_fraction", "test_fraction"):
+        share = getattr(values, name)
+        need(0 < share < 0.5, f"input.{name}", share, "a share between 0 and 0.5")
+    share = values.max_unreadable
+    need(0 <= share < 1, "input.max_unreadable", share, "a share in [0, 1)")
+
+
+def _check_stage(stage: Stage, at: str, alone: bool) -> list[Mistake]:
+    """Checks the fields that only a stage has."""
+    checks = _Checks(at, alone)
+    need, trainable = checks.need, stage.trainable
+    close = nearest(trainable, TRAINABLE)
+    need(trainable in TRAINABLE, "trainable", trainable, f"one of {TRAINABLE}", close)
+    if trainable in ("all", "batch_norm"):
+        budgets = stage.budgets
+        given = need if stage.steps != 0 else checks.need_together
+        given(bool(budgets) and min(budgets) >= 1, "steps", stage.steps, "at least 1 step")
+        need(len(set(budgets)) == len(budgets), "steps", stage.steps, "distinct numbers")
+    if trainable != "nothing":
+        example = "For example 'folder:PATH'."
+        checks.need_together(bool(stage.dataset), "dataset", "", "a dataset", example)
+    need(bool(stage.splits), "splits", stage.splits, "at least one split")
+    need(len(set(stage.splits)) == len(stage.splits), "splits", stage.splits, "distinct splits")
+    for split in stage.splits:
+        allowed = "train or val: test images are never pretrained on"
+        need(split in ("train", "val"), "splits", split, allowed)
+    subset = stage.subset
+    good = 0 < subset <= 1 if isinstance(subset, float) else subset >= 1
+    need(good, "subset", subset, "a fraction in (0, 1] or a count of at least 1")
+    return checks.mistakes
