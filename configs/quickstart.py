@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from hpt_jax.config import default_config
 
 BASE, TARGET = "package:mnist", "package:digits"
-STEPS = (50, 200)  # on the target, the same for all arms; each its own full cosine
+STEPS = (50, 150)  # on the target, the same for all arms; each its own full cosine
 
 
 def get_config() -> ConfigDict:
@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     config.stages.base = dict(dataset=BASE, steps=600, optimizer=dict(learning_rate=0.06))
     config.stages.target_statistics = dict(dataset=TARGET, trainable="statistics")
     config.stages.scratch = dict(dataset=TARGET, steps=STEPS, optimizer=dict(learning_rate=0.06))
-    config.stages.target = dict(dataset=TARGET, steps=STEPS, optimizer=dict(learning_rate=0.12))
+    config.stages.target = dict(dataset=TARGET, steps=STEPS, optimizer=dict(learning_rate=0.06))
     config.stages.target_bn = dict(
         dataset=TARGET, steps=STEPS, trainable="batch_norm", optimizer=dict(learning_rate=0.03)
     )

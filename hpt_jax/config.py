@@ -19,6 +19,7 @@ from hpt_jax.augment.policies import POLICIES, Policy
 from hpt_jax.errors import UserError
 
 TRAINABLE = ("all", "batch_norm", "statistics", "nothing")
+METHODS = ("moco",)
 EVALUATIONS = ("linear", "knn")
 SPLITS = ("train", "val", "test")
 
@@ -88,6 +89,7 @@ class Stage:
     trainable: str = "all"
     init: str = "random"  # or a path; used only where the stage comes first in an arm
     init_missing: tuple[str, ...] = ()  # parts that a partial file may lack, e.g. ('layer4',)
+    method: str = "moco"  # how it is trained
     batch_size: int = 256  # global, in examples
     image_size: int = 224  # pixels
     model: Model = Model()
@@ -98,12 +100,14 @@ class Stage:
 
     @property
     def budgets(self) -> tuple[int, ...]:
-        """Its steps as a tuple."""
+        """Its steps as a tuple; stages that do not train ignore them."""
+        if self.trainable not in ("all", "batch_norm"):
+            return (0,)
         return self.steps if isinstance(self.steps, tuple) else (self.steps,)
 
 
 # Fields that a config sets once and a stage may override.
-SHARED = ("batch_size", "image_size", "model", "moco", "optimizer", "augment", "input")
+SHARED = ("method", "batch_size", "image_size", "model", "moco", "optimizer", "augment", "input")
 
 
 @dataclasses.dataclass(frozen=True)

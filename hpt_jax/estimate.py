@@ -46,8 +46,10 @@ def stage_bytes(stage: plan.Stage, keep: int = 2) -> float:
     _, parameters = _forward(stage.config.model, stage.config.image_size)
     if not stage.trains:
         return 4.0 * parameters
-    moco = stage.config.moco
-    return 4.0 * keep * (3 * parameters + moco.queue_size * moco.dim)
+    config, moco = stage.config, stage.config.moco
+    width = ResNet(config.model.arch, config.model.width).features
+    head = width * (width + moco.dim)
+    return 4.0 * keep * (3 * (parameters + head) + moco.queue_size * moco.dim)
 
 
 def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, str]:
@@ -58,8 +60,9 @@ def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, str]:
         if not folder.is_done:
             todo += stage_flops(stage)
         elif stage.trains:
-            done_flops += stage_flops(stage)
-            done_seconds += read_json(folder.done)["seconds"]
+            done = read_json(folder.done)
+            done_flops += stage_flops(stage) * done["steps_timed"] / stage.steps
+            done_seconds += done["seconds"]
     if done_flops:
         return todo * done_seconds / done_flops, "at the rate of the stages done here"
     cores = os.cpu_count() or 1

@@ -9,8 +9,8 @@ import numpy as np
 
 from hpt_jax import plan, pretrain
 from hpt_jax.augment.policies import for_channels
-from hpt_jax.data.library import Library, StageData
 from hpt_jax.errors import Mistake, UserError
+from hpt_jax.library import Library, StageData
 from hpt_jax.lineage import kin
 from hpt_jax.models.backbone import Backbone, abstract_backbone, init_backbone
 from hpt_jax.parallel import Devices
@@ -64,25 +64,42 @@ def check(
     Raises:
       UserError: for the first mistake.
     """
-    found = [mistake for stage in asked.stages for mistake in _device_mistakes(stage, devices)]
+    todo = [stage for stage in asked.stages if not stage_folder(root, stage.id).is_done]
+    found = [mistake for stage in todo for mistake in _device_mistakes(stage, devices)]
     if found:
         raise UserError.of(list(dict.fromkeys(found)))
-    todo = [stage for stage in asked.stages if not stage_folder(root, stage.id).is_done]
     for stage in todo:
         data = library.of_stage(stage)
         if data is not None:
             _check_unchanged(stage, root)
-    if asked.config.target:
-        for run in asked.runs:
-            library.target(asked.config.target, run.stage)
+    for run in asked.runs:
+        folder = stage_folder(root, run.stage.id).path
+        files = plan.evaluation_files(run.stage, asked).values()
+        if not all((folder / file).is_file() for file in files):
+            _check_target(asked.config.target, run.stage, library)
     for line in dict.fromkeys(line for stage in todo for line in _warnings(stage, library)):
         display.line(f"note: {line}")
     for stage in todo:
         _check_weights(stage, library, devices)
 
 
+def _check_target(name: str, stage: plan.Stage, library: Library) -> None:
+    has, takes = library.target(name, stage).pixels.shape[-1], _channels(stage, library)
+    if has != takes:
+        raise UserError(
+            "target",
+            name,
+            f"images of {takes} channels, which stage {stage.name} takes, but they have {has}",
+            f"Set --config.input.channels={max(has, takes)} (1: luma, 3: grey is repeated).",
+        )
+
+
 def _device_mistakes(stage: plan.Stage, devices: Devices) -> list[Mistake]:
     found: list[Mistake] = []
+    dtype = stage.config.model.dtype
+    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        fix = "Set the environment variable JAX_ENABLE_X64=1."
+        found.append(Mistake("model.dtype", dtype, "JAX in double precision", fix))
     try:
         devices.group_layout(stage.config.model.bn_groups)
     except UserError as error:

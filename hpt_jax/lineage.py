@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hpt_jax import plan
-from hpt_jax.data.library import StageData
+from hpt_jax.library import StageData
 from hpt_jax.models.backbone import Backbone
 
 _PACKAGES = ("hpt_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
@@ -54,8 +54,7 @@ def words(stage: plan.Stage) -> str:
 
 def kin(stage: plan.Stage) -> str:
     """A hash that stages share which differ in the content of their dataset alone."""
-    start = stage.parent.id if stage.parent else stage.config.init
-    hashed = plan.identity(stage.config, stage.seed, start, "")
+    hashed = plan.identity(stage.config, stage.seed, stage.start, "")
     return plan.content_hash([stage.name, stage.config.dataset, hashed])
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hpt_jax import config as config_lib
+from hpt_jax.errors import UserError
 
 # Raised by hand when the same config would train to other numbers than before.
 RECIPE_VERSION = 1
@@ -32,6 +33,7 @@ class Stage:
       seed: of weights, order and augmentation.
       parent: the stage before it in the arm, or None.
       fingerprint: of its dataset ('' where it reads none).
+      start: what it starts from: the parent's id, 'random', or the weights' fingerprint.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Stage:
     seed: int
     parent: Stage | None
     fingerprint: str
+    start: str
 
     @property
     def steps(self) -> int:
@@ -122,7 +125,7 @@ def make_plan(
         data = fingerprints[stage.dataset]
         start = parent.id if parent else weights.get(stage.init, stage.init)
         stage_id = f"{name}-{identity(stage, seed, start, data)}"
-        return Stage(name, stage_id, stage, seed, parent, data)
+        return Stage(name, stage_id, stage, seed, parent, data, start)
 
     runs: list[Run] = []
     for arm, names in config.arms.items():
@@ -137,11 +140,19 @@ def make_plan(
                     parent = make(name, one, own, parent)
                 if parent is None:
                     parent = make("random", _random_stage(config), seed, None)
-                on_target = [s.steps for s in parent.chain if s.config.dataset == config.target]
+                # By content, for one folder can be named in many ways; by name where it is absent.
+                target = (fingerprints[config.target], config.target)
+                same = 0 if UNKNOWN not in target else 1
+                on_target = [
+                    s.steps
+                    for s in parent.chain
+                    if (s.fingerprint, s.config.dataset)[same] == target[same]
+                ]
                 # A chain of shared stages is one model, however many seeds there are.
                 run = Run(arm, parent.seed, parent, sum(on_target))
                 if run not in runs:
                     runs.append(run)
+    _check_distinct(runs)
     # By the stage itself where the id is unknown: absent data makes no two stages one.
     stages = {
         stage if stage.id.endswith(UNKNOWN) else stage.id: stage
@@ -151,6 +162,22 @@ def make_plan(
     return Plan(
         config, tuple(stages.values()), tuple(runs), fingerprints[config.target], _config_id(config)
     )
+
+
+def _check_distinct(runs: list[Run]) -> None:
+    """Refuses budgets that results could not tell apart, by their steps on the target."""
+    seen: set[tuple[str, int, int]] = set()
+    for run in runs:
+        key = (run.arm, run.seed, run.pretrain_steps)
+        if key in seen:
+            raise UserError(
+                f"arms.{run.arm}",
+                tuple(stage.name for stage in run.stage.chain),
+                "budgets that differ in steps on the target",
+                f"Give each budget its own stage, and an arm such as '{run.arm}@"
+                f"{run.stage.name}_{run.stage.steps}'.",
+            )
+        seen.add(key)
 
 
 def _random_stage(config: config_lib.Config) -> config_lib.Stage:
@@ -173,11 +200,11 @@ def identity(stage: config_lib.Stage, seed: int, start: str, data: str) -> str:
         return UNKNOWN
     fields = dataclasses.asdict(stage)
     del fields["init"], fields["dataset"]  # their content counts, not their path
-    for name in ("center_crop", "max_unreadable"):
-        if stage.trainable != "statistics" or name != "center_crop":
-            del fields["input"][name]
+    del fields["input"]["max_unreadable"]
+    if stage.trainable != "statistics":
+        del fields["input"]["center_crop"]  # the others train on random crops
     if stage.trainable in ("nothing", "statistics"):
-        for name in ("steps", "moco", "optimizer", "augment"):
+        for name in ("steps", "method", "moco", "optimizer", "augment"):
             del fields[name]
     if not stage.init_missing:
         del fields["init_missing"]

@@ -17,9 +17,9 @@ import numpy as np
 
 from hpt_jax import bn_statistics, checkpoints, moco, plan
 from hpt_jax import config as config_lib
-from hpt_jax.data.library import StageData
 from hpt_jax.data.order import batch_indices
 from hpt_jax.errors import UserError
+from hpt_jax.library import StageData
 from hpt_jax.models.backbone import Backbone, jit_once
 from hpt_jax.models.resnet import ResNet
 from hpt_jax.parallel import Devices
@@ -27,12 +27,14 @@ from hpt_jax.telemetry import writers
 from hpt_jax.telemetry.display import Display
 from hpt_jax.workdir import StageFolder, write_json
 
-# What trains a stage: a module with make_settings, init, view_slots, view_draws, crop, train_step.
-METHODS: dict[str, ModuleType] = {
-    "all": moco,
-    "batch_norm": moco,
-    "statistics": bn_statistics,
-}
+# A method is a module with METRICS and the functions of `moco.py` up to `train_step`; a new one is
+# a file, a line here, and its name in `config.METHODS`.
+METHODS: dict[str, ModuleType] = {"moco": moco}
+
+
+def method_of(config: config_lib.Stage) -> ModuleType:
+    """What trains a stage."""
+    return bn_statistics if config.trainable == "statistics" else METHODS[config.method]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,15 +78,16 @@ def run_stage(
       saving: when to log and to save.
       display: where progress goes.
     """
-    began = time.monotonic()
+    began, taken = time.monotonic(), 0
     # Closed whatever happens: a save under way is finished, not lost.
     with contextlib.closing(checkpoints.Checkpoints(folder.checkpoints)) as saver:
         if stage.config.trainable == "nothing":
             saver.save(0, {"backbone": initial})
         else:
             assert data is not None
-            train(stage, folder, data, initial, devices, saving, saver, display)
-    write_json(folder.done, {"steps": stage.steps, "seconds": time.monotonic() - began})
+            taken = train(stage, folder, data, initial, devices, saving, saver, display)
+    seconds = time.monotonic() - began
+    write_json(folder.done, {"steps": stage.steps, "steps_timed": taken, "seconds": seconds})
 
 
 def train(
@@ -96,10 +99,10 @@ def train(
     saving: Saving,
     saver: checkpoints.Checkpoints,
     display: Display,
-) -> None:
-    """The loop of a stage, up to its last save."""
+) -> int:
+    """The loop of a stage, up to its last save; returns how many steps this process took."""
     config = stage.config
-    method = METHODS[config.trainable]
+    method = method_of(config)
     model = make_model(config.model, devices)
     settings = method.make_settings(config, model, data.pixels.shape[-1])
     places = devices.shard(np.arange(config.batch_size))
@@ -121,9 +124,11 @@ def train(
         writers.write_parameter_overview(initial.params, folder.path / "parameters.txt")
     carry = devices.replicate(carry)
 
-    writer = writers.MetricsWriter(folder.metrics, start)
     last_save, previous = time.monotonic(), None
-    with display.progress(stage.id, steps, start) as progress:
+    with (
+        contextlib.closing(writers.MetricsWriter(folder.metrics, start)) as writer,
+        display.progress(stage.id, steps, start) as progress,
+    ):
         for step in range(start, steps):
             rows = data.rows[batch_indices(stage.seed, step, config.batch_size, len(data.rows))]
             rate = learning_rate(config.optimizer, step, steps)
@@ -149,7 +154,7 @@ def train(
             if by_step or minutes >= saving.save_every_minutes or done == steps:
                 saver.save(done, _saved(carry))
                 last_save = time.monotonic()
-    writer.close()
+    return steps - start
 
 
 def learning_rate(optimizer: config_lib.Optimizer, step: int, steps: int) -> float:

@@ -296,12 +296,13 @@ def _adapt(
     )
     raw["image_size"] = raw["image_size"] or max(32, min(224, round(data["short_side"] / 16) * 16))
     model, moco = raw["model"], raw["moco"]
-    known = {"channels": data["channels"]}
+    # Small, so that it runs on a laptop, where neither the user nor the checkpoint says otherwise.
+    known = {"channels": data["channels"], "arch": "resnet10", "width": 16, "stem_stride": 2}
+    known["stem"] = "small" if raw["image_size"] < 100 else "imagenet"
     if fields.init != "random":
         known |= inspect_weights(fields.init) or {}
-        model |= {k: known[k] for k in ("arch", "width", "stem", "stem_stride") if k in known}
-    elif raw["image_size"] < 100:
-        model |= {"stem": "small"}
+    for name in ("arch", "width", "stem", "stem_stride"):
+        model[name] = model[name] or known[name]
     # Where some images are grey and some are not, all become what most pretrained models take.
     raw["input"]["channels"] = raw["input"]["channels"] or known["channels"]
     rate = 0.06 if fields.init == "random" else 0.03

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from hpt_jax import config as config_lib
 from hpt_jax import estimate, handover, parallel, plan, pretrain, resolve, workdir
 from hpt_jax.data import datasets
-from hpt_jax.data.library import Library
 from hpt_jax.evaluate import evaluations, features
+from hpt_jax.library import Library
 from hpt_jax.lineage import lineage, words
 from hpt_jax.report import figures, results, tables
 from hpt_jax.report.tables import ResultRow
@@ -58,8 +59,11 @@ def run(
     write_json(root / "plans" / f"{asked.config.name}.json", plan.as_json(asked))
 
     for stage in asked.stages:
-        with workdir.locked(stage_folder(root, stage.id), display.line):
-            if not stage_folder(root, stage.id).is_done:
+        folder_of_stage = stage_folder(root, stage.id)
+        if folder_of_stage.is_done:
+            continue
+        with workdir.locked(folder_of_stage, display.line):
+            if not folder_of_stage.is_done:  # by another run, while this one waited
                 run_stage(stage, asked.config, root, library, devices, display)
     if asked.config.target:
         for one in asked.runs:
@@ -71,7 +75,7 @@ def run(
 
 def make_plan(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = ()) -> plan.Plan:
     """Resolves a config and lays out its stages; reads names and sizes of files, no pixels."""
-    data_dir = dict(overrides).get("data_dir", config.get("data_dir", ""))
+    data_dir = dict(overrides).get("data_dir", config.get("data_dir")) or ""
     resolved = resolve.resolve(
         config, overrides, lambda name: datasets.inspect(name, data_dir), load.inspect
     )
@@ -84,6 +88,7 @@ def make_plan(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = 
 
 def keep_compiled_programs(folder: Path) -> None:
     """Lets compiled programs survive the process."""
+    compilation_cache.reset_cache()  # a second run in one process has another folder
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -157,10 +162,10 @@ def evaluate(
 
 
 def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:
-    """Writes the backbone at the end of the arm that `export` names, at its first seed."""
+    """Writes the backbone of the arm that `export` names: its first seed, its longest budget."""
     runs = [one for one in asked.runs if one.arm == asked.config.export]
-    # Of several budgets the longest.
-    stage = [one.stage for one in runs if one.seed == runs[0].seed][-1]
+    of_first_seed = [one for one in runs if one.seed == runs[0].seed]
+    stage = max(of_first_seed, key=lambda one: one.pretrain_steps).stage
     backbone = load.load_stage(stage_folder(root, stage.id))
     facts = {
         **dataclasses.asdict(stage.config.model),
@@ -175,14 +180,15 @@ def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:
 
 def report(asked: plan.Plan, root: Path, display: Display) -> list[ResultRow]:
     """Rebuilds `results.csv` from all finished evaluations; table and figure of this study."""
-    rows = results.collect(root)
-    tables.write_results(root / "results.csv", rows)
+    path = root / "results.csv"
+    tables.write_results(path, results.collect(root))
+    rows = tables.read_results(path)
     mine = [row for row in rows if row.study == asked.config.name]
     if mine:
         arms = list(asked.config.arms)
         display.console.print(tables.results_table(mine, arms))
-        figure = root / "report" / "accuracy_against_steps.png"
+        figure = root / "report" / f"{asked.config.name}_accuracy_against_steps.png"
         figures.accuracy_against_steps(mine, figure, arms, asked.config.evaluations[0])
-        display.line(f"results: {root / 'results.csv'}")
+        display.line(f"results: {path}")
         display.line(f"figure: {figure}")
     return rows

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from hpt_jax.augment.policies import Policy
-from hpt_jax.config import EVALUATIONS, TRAINABLE, Config, Input, MoCo, Model, Stage
+from hpt_jax.config import EVALUATIONS, METHODS, TRAINABLE, Config, Input, MoCo, Model, Stage
 from hpt_jax.errors import Mistake, nearest
 from hpt_jax.models.resnet import ARCHITECTURES
 
@@ -59,6 +59,13 @@ def check(config: Config, alone: bool) -> list[Mistake]:
         at = f"stages.{name}."
         own = _check_shared(stage, at, alone)
         mistakes += once(shared, own, at) + _check_stage(stage, at, alone)
+        # With other fractions an arm would be tested on images that a stage of it was trained on.
+        for field in ("val_fraction", "test_fraction"):
+            value = getattr(stage.input, field)
+            if not alone and value != getattr(config.shared.input, field):
+                fix = f"Set --config.input.{field} for all stages."
+                expected = "the same cut of val and test everywhere"
+                mistakes.append(Mistake(f"{at}input.{field}", value, expected, fix))
     return mistakes
 
 
@@ -121,6 +128,8 @@ def _check_shared(stage: Stage, at: str, alone: bool) -> list[Mistake]:
     """Checks the fields that stages share."""
     checks = _Checks(at, alone)
     need, batch = checks.need, stage.batch_size
+    known = nearest(stage.method, METHODS)
+    need(stage.method in METHODS, "method", stage.method, f"one of {METHODS}", known)
     need(batch >= 2, "batch_size", batch, "at least 2")
     need(stage.image_size >= 8, "image_size", stage.image_size, "at least 8 pixels")
     _check_model(stage.model, need)
@@ -218,7 +227,10 @@ def _check_stage(stage: Stage, at: str, alone: bool) -> list[Mistake]:
         given = need if stage.steps != 0 else checks.need_together
         given(bool(budgets) and min(budgets) >= 1, "steps", stage.steps, "at least 1 step")
         need(len(set(budgets)) == len(budgets), "steps", stage.steps, "distinct numbers")
-    if trainable != "nothing":
+    if trainable == "nothing":
+        fix = "Remove it: such a stage is its weights."
+        checks.need_together(not stage.dataset, "dataset", stage.dataset, "no dataset", fix)
+    else:
         example = "For example 'folder:PATH'."
         checks.need_together(bool(stage.dataset), "dataset", "", "a dataset", example)
     need(bool(stage.splits), "splits", stage.splits, "at least one split")

@@ -51,10 +51,6 @@ class StageFolder:
         """Whether the stage needs no more work."""
         return self.done.is_file()
 
-    def evaluation(self, name: str, settings_hash: str) -> Path:
-        """The file of one finished evaluation."""
-        return self.path / "evaluations" / f"{name}-{settings_hash}.json"
-
 
 def stage_folder(workdir: Path, stage_id: str) -> StageFolder:
     """The folder of a stage, whether it is there or not."""

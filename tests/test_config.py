@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 
@@ -502,10 +503,7 @@ def test_a_mistake_hides_what_would_only_follow_from_it():
 
 
 def adapt(facts, weights=None, **fields):
-    config = config_lib.default_config("adapt")
-    for name in ("batch_size", "image_size"):
-        config[name] = 0
-    config.moco.queue_size = 0
+    config = config_lib.load(str(Path(__file__).parents[1] / "configs" / "adapt.py"))
     for name, value in fields.items():
         config[name] = value
     return resolve_lib.resolve(config, (), lambda name: facts, lambda path: weights)
@@ -553,3 +551,24 @@ def test_the_template_reports_mistakes_before_it_computes():
     with pytest.raises(UserError) as raised:
         adapt(FACTS, data=3, model=3, stepz=3)
     assert {one.field for one in raised.value.mistakes} == {"data", "model", "stepz"}
+
+
+def test_the_template_keeps_what_the_user_set():
+    stage = resolve_lib.resolve(
+        config_lib.load(str(Path(__file__).parents[1] / "configs" / "adapt.py")),
+        [("data", "folder:x"), ("model.stem", "imagenet"), ("model.arch", "resnet50")],
+        lambda name: FACTS,
+    ).stages["adapted"]
+    assert (stage.model.arch, stage.model.stem, stage.model.width) == ("resnet50", "imagenet", 16)
+
+
+def test_stages_may_not_cut_val_and_test_differently():
+    with pytest.raises(UserError) as raised:
+        resolve("stages.target.input.test_fraction=0.1")
+    assert [one.field for one in raised.value.mistakes] == ["stages.target.input.test_fraction"]
+
+
+def test_a_stage_that_is_its_weights_reads_no_dataset():
+    with pytest.raises(UserError) as raised:
+        resolve("stages.target.trainable=nothing")
+    assert [one.field for one in raised.value.mistakes] == ["stages.target.dataset"]

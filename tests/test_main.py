@@ -333,3 +333,21 @@ def test_a_refused_run_leaves_the_last_plan_in_place(ask, tmp_path):
     (plans / "hpt.json").write_text(json.dumps({"kept": True}))
     ask(f"{INIT}=absent.safetensors")
     assert json.loads((plans / "hpt.json").read_text()) == {"kept": True}
+
+
+def test_double_precision_needs_a_jax_that_has_it(ask, tmp_path):
+    write_images(tmp_path / "images")
+    line = one(ask("--config.model.dtype=float64"))
+    assert line.startswith("model.dtype = 'float64'")
+    assert "JAX_ENABLE_X64=1" in line
+
+
+@pytest.mark.parametrize(("trained", "tested"), [(1, 3), (3, 1)])
+def test_a_target_of_other_channels_is_refused_before_training(ask, tmp_path, trained, tested):
+    write_images(tmp_path / "images", channels=trained)
+    for label in ("a", "b"):
+        write_images(tmp_path / "target" / label, channels=tested)
+    line = one(ask("--config.target=folder:target"))
+    assert line.startswith("target = 'folder:target'")
+    assert "--config.input.channels=3" in line
+    assert not (tmp_path / "w" / "stages").exists()

@@ -12,6 +12,7 @@ from PIL import Image
 from hpt_jax import config as config_lib
 from hpt_jax import lineage, plan, run
 from hpt_jax.config import Config, Stage
+from hpt_jax.errors import UserError
 from hpt_jax.telemetry.display import Display
 
 # Fields of a stage whose value is replaced by their content, or that change no result.
@@ -410,3 +411,38 @@ def test_a_dry_run_tells_what_is_done(tmp_path):
     assert f"{stage.id:28} done" in text
     assert "1 of 2 done" in text
     assert "at the rate of the stages done here" in text
+
+
+# What results could not tell apart
+
+
+def test_budgets_that_differ_in_nothing_on_the_target_are_refused():
+    stage = Stage(dataset="folder:base", steps=(50, 200))
+    with pytest.raises(UserError, match=r"arms\.T.*T@t_200"):
+        make_plan(one_stage(stage, target="folder:target"))
+
+
+def test_steps_on_the_target_count_however_its_folder_is_named():
+    stage = Stage(dataset="folder:./target", steps=(50, 200))
+    planned = make_plan(one_stage(stage, target="folder:target"), lambda name: "the same images")
+    assert [one.pretrain_steps for one in planned.runs] == [50, 200]
+    absent = make_plan(
+        one_stage(dataclasses.replace(stage, dataset="folder:target"), target="folder:target"),
+        lambda name: None,
+    )
+    assert [one.pretrain_steps for one in absent.runs] == [50, 200]
+
+
+def test_statistics_stages_ignore_steps():
+    stage = Stage(dataset="folder:target", steps=(50, 200), trainable="statistics")
+    planned = make_plan(one_stage(stage, target="folder:target"))
+    assert [one.pretrain_steps for one in planned.runs] == [0]
+
+
+def test_other_weights_at_the_same_path_are_another_stage_and_no_kin():
+    stage = Stage(dataset="folder:a", steps=10, init="w.safetensors")
+    old, new = (
+        make_plan(one_stage(stage), weights=lambda path, h=h: h).stages[0] for h in ("old", "new")
+    )
+    assert old.id != new.id
+    assert lineage.kin(old) != lineage.kin(new)

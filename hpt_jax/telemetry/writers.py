@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 
 class MetricsWriter:
@@ -19,29 +19,28 @@ class MetricsWriter:
     """
 
     def __init__(self, csv_path: Path, start: int):
-        # clu's writers import TensorFlow, which takes seconds: only a stage that trains pays.
-        from clu import metric_writers
-
         self._path = csv_path
         self._rows = [row for row in read_metrics(csv_path) if int(row["step"]) <= start]
-        self._write()
-        self._tensorboard = metric_writers.create_default_writer(str(csv_path.parent))
+        self._tensorboard: Any = None
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds the row of the interval that ends with `step`."""
         self._rows.append({"step": str(step), **{k: repr(float(v)) for k, v in scalars.items()}})
-        if len(self._rows) == 1:
-            self._write()
+        if self._tensorboard is None:
+            # clu's writers import TensorFlow, which takes seconds: only a stage with metrics pays.
+            from clu import metric_writers
+
+            self._tensorboard = metric_writers.create_default_writer(str(self._path.parent))
+            self._rewrite()
         else:
             with self._path.open("a", newline="") as file:
                 self._csv(file).writerow(self._rows[-1])
         self._tensorboard.write_scalars(step, dict(scalars))
 
     def _csv(self, file: TextIO) -> csv.DictWriter[str]:
-        fields = list(self._rows[0]) if self._rows else ["step"]
-        return csv.DictWriter(file, fields, lineterminator="\n")
+        return csv.DictWriter(file, list(self._rows[0]), lineterminator="\n")
 
-    def _write(self) -> None:
+    def _rewrite(self) -> None:
         temporary = self._path.with_name(self._path.name + ".tmp")
         with temporary.open("w", newline="") as file:
             writer = self._csv(file)
@@ -51,7 +50,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes TensorBoard."""
-        self._tensorboard.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
 
 def read_metrics(csv_path: Path) -> list[dict[str, str]]:

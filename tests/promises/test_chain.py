@@ -12,7 +12,7 @@ from ml_collections import config_dict
 from support import folder_of, last_stage, saved, tiny_config
 
 from hpt_jax import handover, parallel, plan, pretrain, run
-from hpt_jax.data.library import Library
+from hpt_jax.library import Library
 from hpt_jax.telemetry.display import Display
 from hpt_jax.weights import load
 from hpt_jax.workdir import read_json, stage_folder
@@ -61,7 +61,7 @@ def start_of(
     assert data is not None
     assert stage.parent is not None
     initial = handover.initial_backbone(stage, workdir, data, devices)
-    method = pretrain.METHODS[stage.config.trainable]
+    method = pretrain.method_of(stage.config)
     model = pretrain.make_model(stage.config.model, devices)
     settings = method.make_settings(stage.config, model, 3)
     carry = pretrain._initial_carry(method, settings, jax.random.key(5), initial)

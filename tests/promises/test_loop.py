@@ -13,8 +13,8 @@ from PIL import Image
 from support import folder_of, last_stage, saved, tiny_config
 
 from hpt_jax import parallel, pretrain, run
-from hpt_jax.data.library import Library
 from hpt_jax.errors import UserError
+from hpt_jax.library import Library
 from hpt_jax.telemetry.display import Display
 from hpt_jax.telemetry.writers import MetricsWriter
 

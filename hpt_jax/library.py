@@ -105,8 +105,11 @@ class Library:
                 "splits", stage.splits, f"some of {name}'s {tuple(dataset.splits)}", "Add one."
             )
         chosen = np.sort(np.concatenate(wanted))
-        chosen = datasets.subset(chosen, dataset.labels, stage.subset, seed)
-        rows = _kept(rows_of[chosen])
+        readable = chosen[rows_of[chosen] >= 0]
+        if not len(readable):
+            expected = f"at least one readable image in {' and '.join(stage.splits)}"
+            raise UserError("dataset", name, expected, "Add images.")
+        rows = rows_of[datasets.subset(readable, dataset.labels, stage.subset, seed)]
         mean, std = statistics.pixel_statistics(store, rows)
         return StageData(dataset, store, pixels, sizes, rows, splits, mean, std)
 
@@ -144,7 +147,7 @@ class Library:
         height, width = store.sizes.max(0)
         parts = ", ".join(f"{len(ids)} {split}" for split, ids in dataset.splits.items())
         cut = f" ({' and '.join(dataset.cut)} cut from train)" if dataset.cut else ""
-        classes = f"{len(dataset.class_names)} classes" if dataset.class_names else "no labels"
+        classes = f"{len(dataset.class_names)} classes" if dataset.class_names else "unlabelled"
         self._display.line(
             f"{dataset.name}: {parts}{cut}, {classes}, up to {height}x{width} px, "
             f"channels: {store.pixels.shape[-1]}, {store.pixels.nbytes / 2**20:.0f} MiB held"
