@@ -194,7 +194,7 @@ def test_pretrain_steps_count_the_target_dataset_alone():
 
 
 def test_runs_come_by_arm_then_seed_then_budget():
-    runs = make_plan(study(seeds=(7, 3), arms={"T": ("target",), "B": ("base",)})).runs
+    runs = make_plan(study(seeds=(7, 3), arms={"T": ("target",), "B": ("base",)}, target="")).runs
     assert [(one.arm, one.seed, one.stage.steps) for one in runs] == [
         ("T", 7, 10),
         ("T", 7, 20),
@@ -217,7 +217,7 @@ def test_a_shared_stage_is_trained_with_the_first_seed_alone():
 
 def test_an_arm_of_shared_stages_is_one_run():
     arms = {"B": ("base",)}
-    asked = make_plan(study(seeds=(4, 5), shared_stages=("base",), arms=arms))
+    asked = make_plan(study(seeds=(4, 5), shared_stages=("base",), arms=arms, target=""))
     assert [(one.seed, one.stage.steps) for one in asked.runs] == [(4, 5), (4, 30)]
 
 
@@ -404,7 +404,7 @@ def test_a_dry_run_tells_what_is_done(tmp_path):
     (folder / "evaluations").mkdir(parents=True)
     (folder / "lineage.json").write_text("{}")
     assert "begun" in told()
-    (folder / "done.json").write_text('{"seconds": 60.0, "steps": 10}')
+    (folder / "done.json").write_text('{"seconds": 60.0, "steps": 10, "steps_timed": 10}')
     files = plan.evaluation_files(stage, run.make_plan(config))
     (folder / files["knn"]).write_text("{}")
     text = told()

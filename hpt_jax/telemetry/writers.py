@@ -22,6 +22,10 @@ class MetricsWriter:
         self._path = csv_path
         self._rows = [row for row in read_metrics(csv_path) if int(row["step"]) <= start]
         self._tensorboard: Any = None
+        if self._rows:
+            self._rewrite()
+        else:
+            csv_path.unlink(missing_ok=True)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds the row of the interval that ends with `step`."""
@@ -31,6 +35,7 @@ class MetricsWriter:
             from clu import metric_writers
 
             self._tensorboard = metric_writers.create_default_writer(str(self._path.parent))
+        if len(self._rows) == 1:
             self._rewrite()
         else:
             with self._path.open("a", newline="") as file:
