@@ -127,29 +127,27 @@ def make_plan(
         stage_id = f"{name}-{identity(stage, seed, start, data)}"
         return Stage(name, stage_id, stage, seed, parent, data, start)
 
+    def chain(names: tuple[str, ...], seed: int, budget: int) -> Stage:
+        if not names:
+            return make("random", _random_stage(config), seed, None)
+        *before, last = names
+        steps = [config.stages[name].budgets[-1] for name in before] + [budget]
+        parent = None
+        for name, count in zip([*before, last], steps, strict=True):
+            own = config.seeds[0] if name in config.shared_stages else seed
+            one = dataclasses.replace(config.stages[name], steps=count)
+            parent = make(name, one, own, parent)
+        assert parent is not None
+        return parent
+
     runs: list[Run] = []
     for arm, names in config.arms.items():
         for seed in config.seeds:
             for budget in config.stages[names[-1]].budgets if names else (0,):
-                parent = None
-                for index, name in enumerate(names):
-                    stage = config.stages[name]
-                    steps = budget if index == len(names) - 1 else stage.budgets[-1]
-                    own = config.seeds[0] if name in config.shared_stages else seed
-                    one = dataclasses.replace(stage, steps=steps)
-                    parent = make(name, one, own, parent)
-                if parent is None:
-                    parent = make("random", _random_stage(config), seed, None)
-                # By content, for one folder can be named in many ways; by name where it is absent.
-                target = (fingerprints[config.target], config.target)
-                same = 0 if UNKNOWN not in target else 1
-                on_target = [
-                    s.steps
-                    for s in parent.chain
-                    if (s.fingerprint, s.config.dataset)[same] == target[same]
-                ]
+                stage = chain(names, seed, budget)
+                on_target = _steps_on(config.target, fingerprints[config.target], stage)
                 # A chain of shared stages is one model, however many seeds there are.
-                run = Run(arm, parent.seed, parent, sum(on_target))
+                run = Run(arm, stage.seed, stage, on_target)
                 if run not in runs:
                     runs.append(run)
     if config.target:
@@ -163,6 +161,17 @@ def make_plan(
     return Plan(
         config, tuple(stages.values()), tuple(runs), fingerprints[config.target], _config_id(config)
     )
+
+
+def _steps_on(target: str, fingerprint: str, stage: Stage) -> int:
+    """Steps that a stage's chain takes on a dataset."""
+
+    def same(one: Stage) -> bool:
+        if fingerprint == UNKNOWN:
+            return one.config.dataset == target
+        return one.fingerprint == fingerprint  # a folder can be named in many ways
+
+    return sum(one.steps for one in stage.chain if same(one))
 
 
 def _check_distinct(runs: list[Run]) -> None:
