@@ -124,7 +124,7 @@ def train(
         writers.write_parameter_overview(initial.params, folder.path / "parameters.txt")
     carry = devices.replicate(carry)
 
-    last_save, previous = time.monotonic(), None
+    last_save, previous, note = time.monotonic(), None, ""
     with (
         contextlib.closing(writers.MetricsWriter(folder.metrics, start)) as writer,
         display.progress(stage.id, steps, start) as progress,
@@ -146,9 +146,8 @@ def train(
                 writer.write(done, {**means, "learning_rate": rate})
                 _check_finite(means, done, config.optimizer)
                 carry = (carry[0], jax.tree.map(jnp.zeros_like, carry[1]))
-                progress(done, f"loss {means['loss']:.3f}")
-            else:
-                progress(done, "")
+                note = f"loss {means['loss']:.3f}"
+            progress(done, note)
             minutes = (time.monotonic() - last_save) / 60
             by_step = saving.save_every_steps and done % saving.save_every_steps == 0
             if by_step or minutes >= saving.save_every_minutes or done == steps:
