@@ -448,7 +448,7 @@ def test_a_wrong_name_suggests_the_nearest(override, suggestion):
     ],
 )
 def test_values_on_the_edge_are_accepted(override):
-    resolve(override)
+    assert list(resolve(override).stages) == ["base", "target"]
 
 
 def test_a_config_without_arms_says_so():

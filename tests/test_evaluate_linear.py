@@ -141,7 +141,8 @@ def test_a_fit_that_stops_early_warns_nobody(monkeypatch):
     x, y = digits()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        linear.fit(x[:200], y[:200], 10, 10.0)
+        probe = linear.fit(x[:200], y[:200], 10, 10.0)
+    assert np.any(probe.weights != 0)
 
 
 @pytest.mark.parametrize(

@@ -143,11 +143,9 @@ def test_a_process_waits_for_the_lock_that_this_one_holds(tmp_path):
 
 
 def test_stages_are_locked_one_by_one(tmp_path):
-    with (
-        workdir.locked(workdir.stage_folder(tmp_path, "a"), pytest.fail),
-        workdir.locked(workdir.stage_folder(tmp_path, "b"), pytest.fail),
-    ):
-        pass
+    folders = [workdir.stage_folder(tmp_path, name) for name in "ab"]
+    with workdir.locked(folders[0], pytest.fail), workdir.locked(folders[1], pytest.fail):
+        assert all((folder.path / "lock").read_text() for folder in folders)
 
 
 def test_a_lock_is_freed_by_an_error(tmp_path):
