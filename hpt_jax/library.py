@@ -152,6 +152,11 @@ class Library:
             f"{dataset.name}: {parts}{cut}, {classes}, up to {height}x{width} px, "
             f"channels: {store.pixels.shape[-1]}, {store.pixels.nbytes / 2**20:.0f} MiB held"
         )
+        if dataset.strays:
+            self._display.line(
+                f"note: {dataset.name} has no labels, because {dataset.strays[0]} lies in no class "
+                f"folder ({len(dataset.strays)} such images): all its images are pretrained on"
+            )
         if store.unreadable:
             shown = "; ".join(f"{path}: {reason}" for path, reason in store.unreadable[:5])
             self._display.line(f"skipped {len(store.unreadable)} unreadable images: {shown}")

@@ -109,6 +109,15 @@ def test_any_other_folder_is_one_unlabelled_set(tmp_path, paths):
     assert files_of(dataset, "train") == sorted(paths)
 
 
+def test_images_that_cost_a_folder_its_labels_are_named(tmp_path):
+    split = tree(tmp_path / "s", "train/a/1.png", "train/b/2.png", "test/a/3.png", "train/x.png")
+    assert open_dataset(split).strays == ("train/x.png",)
+    classes = tree(tmp_path / "c", "a/1.png", "b/2.png", "preview.png")
+    assert open_dataset(classes).strays == ("preview.png",)
+    assert open_dataset(tree(tmp_path / "f", "1.png", "2.png")).strays == ()
+    assert open_dataset(tree(tmp_path / "l", "a/1.png", "b/2.png")).strays == ()
+
+
 def test_hidden_files_and_other_files_are_skipped_and_suffixes_have_any_case(tmp_path):
     name = tree(tmp_path, "a.PNG", "b.JpEg", "c.tif", "d.pgm", ".hidden.png", ".git/e.png")
     (tmp_path / "notes.txt").write_text("no image")

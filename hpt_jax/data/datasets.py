@@ -81,6 +81,7 @@ class Dataset:
         set has 'train' alone.
       cut: the splits that were cut from train, because the data came without them.
       fingerprint: 16 hex digits that change with the data.
+      strays: of an unlabelled folder that has class folders, the images outside them.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Dataset:
     splits: dict[str, np.ndarray]
     cut: tuple[str, ...]
     fingerprint: str
+    strays: tuple[str, ...] = ()
 
 
 def open_dataset(
@@ -277,7 +279,8 @@ def _open_folder(name: str, root: str, fractions: dict[str, float]) -> Dataset:
     layout = _layout(paths)
     if layout is None:
         everything = np.arange(len(paths), dtype=np.int64)
-        return Dataset(name, images, None, (), {"train": everything}, (), fingerprint)
+        strays = _strays(paths)
+        return Dataset(name, images, None, (), {"train": everything}, (), fingerprint, strays)
     in_split = np.array([split for split, _ in layout])
     class_names = tuple(sorted({label for split, label in layout if split == "train"}))
     _check_classes(name, layout, class_names)
@@ -341,6 +344,16 @@ def _layout(paths: Sequence[str]) -> list[tuple[str, str]] | None:
     if len({part[0] for part in parts}) < 2:
         return None
     return [("train", part[0]) for part in parts]
+
+
+def _strays(paths: Sequence[str]) -> tuple[str, ...]:
+    """The images that lie in no class folder, where others do."""
+    depths = [
+        len(path.split("/")) - path.startswith(tuple(f"{s}/" for s in SPLITS)) for path in paths
+    ]
+    if max(depths) < 2:
+        return ()
+    return tuple(path for path, depth in zip(paths, depths, strict=True) if depth < 2)
 
 
 def _check_classes(
