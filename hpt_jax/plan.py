@@ -152,15 +152,19 @@ def make_plan(
                     runs.append(run)
     if config.target:
         _check_distinct(runs)
+    target_fingerprint = fingerprints[config.target]
+    return Plan(config, _each_once(runs), tuple(runs), target_fingerprint, _config_id(config))
+
+
+def _each_once(runs: list[Run]) -> tuple[Stage, ...]:
+    """All stages, parents first; arms share those they have in common."""
     # By the stage itself where the id is unknown: absent data makes no two stages one.
     stages = {
         stage if stage.id.endswith(UNKNOWN) else stage.id: stage
         for run in runs
         for stage in run.stage.chain
     }
-    return Plan(
-        config, tuple(stages.values()), tuple(runs), fingerprints[config.target], _config_id(config)
-    )
+    return tuple(stages.values())
 
 
 def _steps_on(target: str, fingerprint: str, stage: Stage) -> int:

@@ -87,7 +87,7 @@ def test_padding_is_zero_below_and_to_the_right():
 def test_rows_follow_the_order_asked_for():
     images = [np.full((2, 2, 1), value, np.uint8) for value in range(20)]
     wanted = [7, 3, 19, 0, 7]
-    store = load(dataset_of(*images), indices=wanted, threads=3)
+    store = load(dataset_of(*images), indices=wanted)
     assert store.index.tolist() == wanted
     assert store.index.dtype == np.int64
     assert store.sizes.dtype == np.int32

@@ -37,7 +37,6 @@ def load(
     store_px: int,
     channels: int,
     max_unreadable: float,
-    threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
     """Decodes images in threads, shrinks them and packs them into one padded array.
@@ -49,7 +48,6 @@ def load(
         it with the aspect kept, shorter ones are never enlarged; 0 is no limit.
       channels: 0 as stored, 1 luma, 3 with grey repeated.
       max_unreadable: the share of unreadable images, in [0, 1], that is skipped without an error.
-      threads: how many decode at once; None leaves it to the executor.
       progress: called as progress(done, total) after each image, in the calling thread.
 
     Returns:
@@ -63,7 +61,7 @@ def load(
     rows: list[int] = []
     unreadable: list[tuple[str, str]] = []
     named: dict[int, str] = {}  # channel count -> one image that has it
-    with contextlib.closing(_decoded(dataset, wanted, store_px, channels, threads)) as results:
+    with contextlib.closing(_decoded(dataset, wanted, store_px, channels)) as results:
         for index, result in zip(wanted, results, strict=True):
             if isinstance(result, Unreadable):
                 unreadable.append((result.path, result.reason))
@@ -80,7 +78,7 @@ def load(
 
 
 def _decoded(
-    dataset: Dataset, wanted: list[int], store_px: int, channels: int, threads: int | None
+    dataset: Dataset, wanted: list[int], store_px: int, channels: int
 ) -> Generator[np.ndarray | Unreadable, None, None]:
     """Each wanted image as the store holds it, or why it cannot be read, in order."""
 
@@ -91,7 +89,7 @@ def _decoded(
             return error
         return _stored(pixels, store_px, channels, dataset.images.name_of(index))
 
-    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    pool = concurrent.futures.ThreadPoolExecutor()
     try:
         yield from pool.map(prepare, wanted)
     finally:

@@ -33,7 +33,6 @@ def accuracy_against_steps(
     path: str | os.PathLike[str],
     arm_order: Sequence[str],
     evaluation: str = "linear",
-    title: str | None = None,
 ) -> None:
     """Save `draw(...)` as a PNG; folders above `path` are made.
 
@@ -42,9 +41,8 @@ def accuracy_against_steps(
       path: the PNG file.
       arm_order: arms in the order of the legend, as for `draw`.
       evaluation: which evaluation to show.
-      title: the figure's title.
     """
-    figure = draw(rows, arm_order, evaluation, title)
+    figure = draw(rows, arm_order, evaluation)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=150)
 
@@ -53,7 +51,6 @@ def draw(
     rows: Iterable[ResultRow],
     arm_order: Sequence[str],
     evaluation: str = "linear",
-    title: str | None = None,
 ) -> Figure:
     """Test metric against pretraining steps on the target, one line per arm.
 
@@ -68,7 +65,6 @@ def draw(
       arm_order: arms in the order of the legend; others follow in alphabetical order. An arm
         with a variant (`B+T@no_color`) is an arm of its own.
       evaluation: which evaluation to show.
-      title: default: the study, the evaluation and the dataset.
 
     Raises:
       ValueError: the rows hold no test result of `evaluation`, or several studies, datasets or
@@ -93,7 +89,7 @@ def draw(
         _draw_line(axes, [point for point in points if point.pretrain_steps], moving, place)
     _draw_steps(axes, sorted({row.pretrain_steps for row in rows if row.pretrain_steps}))
     axes.set_ylabel(f"test {_METRICS.get(metrics[0], metrics[0])} (%)")
-    axes.set_title(title or f"{study}: {evaluation} on {dataset}", parse_math=False)
+    axes.set_title(f"{study}: {evaluation} on {dataset}", parse_math=False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     counts = [summary.seeds for summary in summaries]

@@ -118,11 +118,15 @@ def test_bfloat16_trains(tmp_path: Path) -> None:
         assert value.dtype == np.float32, name
 
 
-def test_unlabelled_folder_can_be_pretrained_on(images: Path, tmp_path: Path) -> None:
-    flat = tmp_path / "flat"
-    flat.mkdir()
+def copy_one_class(images: Path, folder: Path) -> None:
+    """The target's images of one class, in a folder without classes."""
+    folder.mkdir()
     for path in (images / "target" / "class1").iterdir():
-        (flat / path.name).write_bytes(path.read_bytes())
+        (folder / path.name).write_bytes(path.read_bytes())
+
+
+def test_unlabelled_folder_can_be_pretrained_on(images: Path, tmp_path: Path) -> None:
+    copy_one_class(images, tmp_path / "flat")
     config = config_of(images, steps=2)
     config.data_dir = str(tmp_path)
     config.stages.target.dataset = "folder:flat"
@@ -141,10 +145,7 @@ def test_divergence_stops_the_run_and_names_the_learning_rate(images: Path, tmp_
 def test_a_dataset_that_changed_under_an_unfinished_stage_is_refused(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = tmp_path / "target"
-    data.mkdir()
-    for path in (images / "target" / "class1").iterdir():
-        (data / path.name).write_bytes(path.read_bytes())
+    copy_one_class(images, tmp_path / "target")
     config = config_of(images, steps=4)
     config.data_dir = str(tmp_path)
 
@@ -154,6 +155,6 @@ def test_a_dataset_that_changed_under_an_unfinished_stage_is_refused(
     monkeypatch.setattr(MetricsWriter, "write", stop)
     with pytest.raises(Stopped):
         run.run(config, tmp_path / "run")
-    (data / "000.png").unlink()
+    (tmp_path / "target" / "000.png").unlink()
     with pytest.raises(UserError, match=r"stages\.target\.dataset.*fingerprint"):
         run.run(config, tmp_path / "run")
