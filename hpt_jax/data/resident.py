@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 import numpy as np
 from PIL import Image
 
-from hpt_jax.data.datasets import Dataset, Unreadable
+from hpt_jax.data.images import Dataset, Unreadable
 from hpt_jax.errors import UserError
 
 

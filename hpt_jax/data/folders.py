@@ -1,0 +1,171 @@
+"""`folder:PATH`: a folder of image files, read in place."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from hpt_jax.data.decode import decode
+from hpt_jax.data.images import Dataset
+from hpt_jax.data.splits import SPLITS, with_cut_splits
+from hpt_jax.errors import UserError
+
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderImages:
+    """Image files below a folder, decoded when asked for."""
+
+    root: str
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """How many files there are."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """One image u8[h, w, c]; raises `Unreadable`."""
+        return decode(self.name_of(index))
+
+    def name_of(self, index: int) -> str:
+        """The file's whole path."""
+        return os.path.join(self.root, self.paths[index])
+
+
+def open_folder(name: str, root: str, fractions: dict[str, float]) -> Dataset:
+    """Opens a folder; no pixel is read yet.
+
+    Args:
+      name: as the config names it.
+      root: its path.
+      fractions: share of train that becomes 'val' and 'test' where a labelled set has none.
+
+    Raises:
+      UserError: it is absent, empty or does not hold together.
+    """
+    if not os.path.isdir(root):
+        raise UserError(
+            "dataset",
+            name,
+            f"a folder of images (not found: {root})",
+            "Mend the path, or set data_dir to the folder that it is relative to.",
+        )
+    files = _image_files(name, root)
+    if not files:
+        raise UserError(
+            "dataset",
+            name,
+            f"image files, but {root} has none",
+            f"Known suffixes: {' '.join(SUFFIXES)}; hidden files and folders are skipped.",
+        )
+    paths = tuple(path for path, _ in files)
+    images = FolderImages(root, paths)
+    fingerprint = _folder_fingerprint(files)
+    layout = _layout(paths)
+    if layout is None:
+        everything = np.arange(len(paths), dtype=np.int64)
+        strays = _strays(paths)
+        return Dataset(name, images, {"train": everything}, fingerprint, strays=strays)
+    in_split = np.array([split for split, _ in layout])
+    class_names = tuple(sorted({label for split, label in layout if split == "train"}))
+    _check_classes(name, layout, class_names)
+    number = {label: index for index, label in enumerate(class_names)}
+    labels = np.array([number[label] for _, label in layout], np.int32)
+    given = {split: np.flatnonzero(in_split == split) for split in SPLITS if split in in_split}
+    splits, cut = with_cut_splits(given, labels, fractions)
+    return Dataset(
+        name, images, splits, fingerprint, lambda: labels, class_names, multi_label=False, cut=cut
+    )
+
+
+def fingerprint_of_folder(name: str, root: str) -> str | None:
+    """The fingerprint that `open_folder` would give, or None where there are no images."""
+    files = _image_files(name, root) if os.path.isdir(root) else []
+    return _folder_fingerprint(files) if files else None
+
+
+def _image_files(name: str, root: str) -> list[tuple[str, int]]:
+    """(path below root with forward slashes, size in bytes) of every image, sorted by path."""
+    try:
+        return sorted(_walk(root, "", frozenset()))
+    except PermissionError as error:
+        raise UserError(
+            "dataset", name, f"folders that can be read, but {error.filename} cannot", "Allow it."
+        ) from error
+
+
+def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, int]]:
+    """Follows linked folders, which are common in class trees, but never into a loop."""
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                found = entry.stat()
+            except OSError:
+                # A link to content that was not fetched is an unreadable image, not no image.
+                found = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {here})
+            elif entry.name.lower().endswith(SUFFIXES) and (
+                stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)
+            ):
+                yield prefix + entry.name, found.st_size
+
+
+def _folder_fingerprint(files: Sequence[tuple[str, int]]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for path, size in files:
+        # Names need not be UTF-8, and only a zero byte cannot occur in one.
+        digest.update(path.encode("utf-8", "surrogateescape") + f"\0{size}\n".encode())
+    return digest.hexdigest()
+
+
+def _layout(paths: Sequence[str]) -> list[tuple[str, str]] | None:
+    """(split, class name) of each path, or None where the folders do not tell classes."""
+    parts = [path.split("/") for path in paths]
+    if all(len(part) >= 3 and part[0] in SPLITS for part in parts):
+        if any(part[0] == "train" for part in parts):
+            return [(part[0], part[1]) for part in parts]
+        return None
+    if any(len(part) < 2 or part[0] in SPLITS for part in parts):
+        return None
+    if len({part[0] for part in parts}) < 2:
+        return None
+    return [("train", part[0]) for part in parts]
+
+
+def _strays(paths: Sequence[str]) -> tuple[str, ...]:
+    """The images that lie in no class folder, where others do."""
+    depths = [
+        len(path.split("/")) - path.startswith(tuple(f"{s}/" for s in SPLITS)) for path in paths
+    ]
+    if max(depths) < 2:
+        return ()
+    return tuple(path for path, depth in zip(paths, depths, strict=True) if depth < 2)
+
+
+def _check_classes(
+    name: str, layout: Sequence[tuple[str, str]], class_names: Sequence[str]
+) -> None:
+    strange = sorted({(split, label) for split, label in layout if label not in class_names})
+    if strange:
+        listed = ", ".join(f"{split}/{label}" for split, label in strange[:5])
+        raise UserError(
+            "dataset",
+            name,
+            f"the classes of train in every split, but train has none of {listed}",
+            "Rename or remove these folders, or add the class to train.",
+        )

@@ -1,0 +1,98 @@
+"""What a dataset is: images by index, their labels and their splits."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+
+class Unreadable(Exception):
+    """An image that cannot be decoded: `path` names it, `reason` says why."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class Images(Protocol):
+    """Random access to a dataset's images."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """One image u8[h, w, c]; raises `Unreadable` where it cannot be decoded."""
+
+    def name_of(self, index: int) -> str:
+        """How a message names this image: its path, where it has one."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArrayImages:
+    """Images u8[n, h, w, c] that are in memory already."""
+
+    name: str
+    pixels: np.ndarray
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """One image u8[h, w, c]."""
+        return self.pixels[index]
+
+    def name_of(self, index: int) -> str:
+        """The set and the image's place in it."""
+        return f"{self.name}[{index}]"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images with their labels and splits.
+
+    Attributes:
+      name: as the config names it.
+      images: random access, decoded when asked for.
+      splits: 'train', 'val', 'test' -> disjoint sorted int64 indices into images; an unlabelled
+        set has 'train' alone.
+      fingerprint: 16 hex digits that change with the data.
+      read_labels: gives `labels`; None for an unlabelled set.
+      class_names: name of each class; empty for an unlabelled set.
+      multi_label: whether an image may have any number of classes.
+      cut: the splits that were cut from train, because the data came without them.
+      strays: of an unlabelled folder that has class folders, the images outside them.
+    """
+
+    name: str
+    images: Images
+    splits: dict[str, np.ndarray]
+    fingerprint: str
+    read_labels: Callable[[], np.ndarray] | None = None
+    class_names: tuple[str, ...] = ()
+    multi_label: bool = False
+    cut: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels; does not read them."""
+        return self.read_labels is not None
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """i32[len(images)], or u8[len(images), classes] of zeros and ones for a multi-label set.
+
+        Read when first asked for: labels that lie inside the records of a large set take long, and
+        most of pretraining does without.
+        """
+        assert self.read_labels is not None, f"{self.name} is unlabelled"
+        return self.read_labels()
