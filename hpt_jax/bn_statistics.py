@@ -10,11 +10,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 
 from hpt_jax import config as config_lib
 from hpt_jax.augment import geometric, photometric
+from hpt_jax.data.loader import Crops
 from hpt_jax.models.backbone import Backbone
 from hpt_jax.models.resnet import ResNet
 from hpt_jax.parallel import AXIS
@@ -51,23 +53,11 @@ def init(settings: Settings, rng: jax.Array, backbone: Backbone) -> State:
     return State(jnp.zeros((), jnp.int32), rng, backbone)
 
 
-def view_slots(settings: Settings, rng: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
-    """One view of each example, in order."""
-    return {"image": jnp.arange(settings.batch_size)}
-
-
-def view_draws(rng: jax.Array, step: jax.Array, slot: jax.Array, view: int) -> jax.Array:
-    """Nothing in the evaluation view is random."""
-    return jnp.zeros(())
-
-
-def crop(
-    settings: Settings, draws: jax.Array, image: jax.Array, height: jax.Array, width: jax.Array
-) -> jax.Array:
-    """The evaluation view of one stored image: u8[image_size, image_size, channels]."""
-    box = geometric.center_crop_box(height, width, settings.center_crop)
-    dtype = jnp.promote_types(jnp.float32, settings.model.dtype)
-    return geometric.crop_and_resize(image, box, settings.image_size, dtype)
+def plan_batch(
+    settings: Settings, seed: int, step: int, rows: np.ndarray, sizes: np.ndarray
+) -> dict[str, Crops | np.ndarray]:
+    """The evaluation view of each image; nothing in it is random."""
+    return {"image": Crops(rows, geometric.center_crop_boxes(sizes, settings.center_crop))}
 
 
 def train_step(

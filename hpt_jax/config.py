@@ -20,7 +20,8 @@ from hpt_jax.errors import UserError
 
 TRAINABLE = ("all", "batch_norm", "statistics", "nothing")
 METHODS = ("moco",)
-EVALUATIONS = ("linear", "knn")
+EVALUATIONS = ("linear", "knn", "linear_sgd")
+METRICS = ("top1", "macro_auroc")
 SPLITS = ("train", "val", "test")
 
 
@@ -64,10 +65,25 @@ class Input:
 
     store_px: int = 0  # short side of stored images at most; 0: 8/7 of image_size
     channels: int = 0  # 0: as stored; 1: luma; 3: grey is repeated
+    pipeline: str = "auto"  # 'resident': decoded once and held; 'host': read as needed; by size
+    memory_gib: float = 0.0  # of images held decoded, at most; 0: a quarter of what is free
     val_fraction: float = 0.1  # of train, cut where a labelled set has no val split
     test_fraction: float = 0.2  # of train, cut where a labelled set has no test split
     center_crop: float = 0.875  # side of the evaluation view, as a share of the short side
     max_unreadable: float = 0.05  # share of unreadable images above which a set is refused
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearSGD:
+    """The paper's linear probe."""
+
+    steps: int = 5000
+    batch_size: int = 512
+    learning_rate: float = 30.0
+    drops: tuple[float, ...] = (0.3302, 0.6666)  # shares of the steps, each a tenfold fall
+    eval_every: int = 100  # steps between two scores on validation
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # of RandomResizedCrop, shares of the area
+    flip_probability: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +98,7 @@ class Parallel:
 class Stage:
     """One pretraining stage, resolved: its own fields, and the shared ones it may override."""
 
-    dataset: str = ""  # 'folder:PATH' or 'package:NAME'
+    dataset: str = ""  # 'folder:PATH', 'package:NAME' or 'tfds:NAME'
     splits: tuple[str, ...] = ("train", "val")  # what is pretrained on
     subset: float | int = 1.0  # a float is a fraction, an int a count of its images
     steps: int | tuple[int, ...] = 0  # a tuple: one run each, where the stage is last in its arm
@@ -120,11 +136,12 @@ class Config:
     stages: Mapping[str, Stage] = dataclasses.field(default_factory=dict)
     arms: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     target: str = ""  # the dataset on which every arm is evaluated; '': no evaluation
-    evaluations: tuple[str, ...] = EVALUATIONS
+    evaluations: tuple[str, ...] = ("linear", "knn")
+    linear_sgd: LinearSGD = LinearSGD()
     shared_stages: tuple[str, ...] = ()  # trained with seeds[0] alone
-    metric: str = "top1"
+    metric: str = "top1"  # or 'macro_auroc', the one for sets of several labels an image
     domain: str = ""  # aerial, driving, medical, natural, illustrations
-    data_dir: str = ""  # relative folders are below it
+    data_dir: str = ""  # relative folders are below it, and prepared sets of TFDS
     export: str = ""  # the arm whose last backbone is written to export/; '': none
     log_every_steps: int = 50
     save_every_steps: int = 0  # 0: by minutes alone

@@ -9,7 +9,9 @@ import numpy as np
 
 from hpt_jax import plan, pretrain
 from hpt_jax.augment.policies import for_channels
+from hpt_jax.config import Config
 from hpt_jax.errors import Mistake, UserError
+from hpt_jax.evaluate import evaluations
 from hpt_jax.library import Library, StageData
 from hpt_jax.lineage import kin
 from hpt_jax.models.backbone import Backbone, abstract_backbone, init_backbone
@@ -42,11 +44,13 @@ def initial_backbone(
         given = None
     if data is not None:
         mean, std = data.pixel_mean, data.pixel_std
+        window = np.array(data.store.reading.window or (0, 0))
     elif given is not None:
-        mean, std = given.pixel_mean, given.pixel_std
+        mean, std, window = given.pixel_mean, given.pixel_std, given.pixel_window
     else:
         mean, std = _imagenet(stage.config.input.channels or 3)
-    backbone = init_backbone(model, rng, mean, std)
+        window = np.zeros(2)
+    backbone = init_backbone(model, rng, mean, std, window)
     return backbone if given is None else load.fill(backbone, given)
 
 
@@ -76,15 +80,17 @@ def check(
         folder = stage_folder(root, run.stage.id).path
         files = plan.evaluation_files(run.stage, asked).values()
         if not all((folder / file).is_file() for file in files):
-            _check_target(asked.config.target, run.stage, library)
+            _check_target(asked.config, run.stage, library)
     for line in dict.fromkeys(line for stage in todo for line in _warnings(stage, library)):
         display.line(f"note: {line}")
     for stage in todo:
         _check_weights(stage, library, devices)
 
 
-def _check_target(name: str, stage: plan.Stage, library: Library) -> None:
-    has, takes = library.target(name, stage).pixels.shape[-1], _channels(stage, library)
+def _check_target(config: Config, stage: plan.Stage, library: Library) -> None:
+    name, data = config.target, library.target(config.target, stage)
+    evaluations.check_metric(config.metric, data.dataset.multi_label)
+    has, takes = data.store.channels, _channels(stage, library)
     if has != takes:
         raise UserError(
             "target",
@@ -148,7 +154,7 @@ def _channels(stage: plan.Stage, library: Library) -> int:
     """Channels of the images that a stage's backbone takes."""
     data = library.of_stage(stage)
     if data is not None:
-        return data.pixels.shape[-1]
+        return data.store.channels
     if stage.parent:
         return _channels(stage.parent, library)
     if stage.config.init != "random":
@@ -175,7 +181,7 @@ def _warnings(stage: plan.Stage, library: Library) -> list[str]:
             f"{stage.name}: model.bn_groups = 1 lets keys and queries share batch statistics, "
             "which MoCo's shuffling exists to prevent"
         )
-    channels = data.pixels.shape[-1]
+    channels = data.store.channels
     _, skipped = for_channels(config.augment, channels)
     if skipped:
         lines.append(

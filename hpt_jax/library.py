@@ -1,61 +1,80 @@
-"""The datasets of a run: each opened once, decoded once, put on the devices once."""
+"""The datasets of a run: each opened once, read once, put on the devices once where it fits."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from hpt_jax import config as config_lib
 from hpt_jax import plan
-from hpt_jax.data import datasets, resident, statistics
+from hpt_jax.data import datasets, loader, statistics
+from hpt_jax.data import store as store_lib
 from hpt_jax.data.images import Dataset
 from hpt_jax.data.splits import subset
+from hpt_jax.data.store import Reading, Store
 from hpt_jax.errors import UserError
+from hpt_jax.feed import Feed
 from hpt_jax.parallel import Devices
 from hpt_jax.telemetry.display import Display
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StageData:
-    """A stage's images on the devices.
+    """A stage's images.
 
     Attributes:
-      dataset: where they come from.
-      store: all its readable images, on the host.
-      pixels: u8[n, H, W, C], the same on every device.
-      sizes: i32[n, 2], true (height, width).
-      rows: int64[m], the rows of `pixels` that the stage trains on.
+      feed: all readable images of the dataset, on their way to the devices.
+      rows: int64[m], the rows of the feed's store that the stage trains on.
       splits: the rows of 'train', 'val' and 'test'.
       pixel_mean: f32[C], over `rows`.
       pixel_std: f32[C], over `rows`.
     """
 
-    dataset: Dataset
-    store: resident.Store
-    pixels: Any
-    sizes: Any
+    feed: Feed
     rows: np.ndarray
     splits: dict[str, np.ndarray]
     pixel_mean: np.ndarray
     pixel_std: np.ndarray
 
     @property
+    def store(self) -> Store:
+        """The images."""
+        return self.feed.store
+
+    @property
+    def dataset(self) -> Dataset:
+        """Where they come from."""
+        return self.feed.store.dataset
+
+    @property
     def labels(self) -> np.ndarray:
-        """i32[n], of each row of `pixels`."""
+        """Of each row of the store: i32[n], or u8[n, classes] for a multi-label set."""
         return self.dataset.labels[self.store.index]
 
 
 class Library:
-    """Opens, decodes and keeps the datasets that the stages of a run ask for."""
+    """Opens, reads and keeps the datasets that the stages of a run ask for.
 
-    def __init__(self, data_dir: str, devices: Devices, display: Display):
+    Args:
+      data_dir: where relative folders and prepared TFDS sets are.
+      devices: where images go.
+      display: where progress goes.
+      scans: a folder that remembers what was read of sets too large to be held; None: none does.
+    """
+
+    def __init__(
+        self, data_dir: str, devices: Devices, display: Display, scans: Path | None = None
+    ):
         self._data_dir = data_dir
         self._devices = devices
         self._display = display
+        self._scans = scans
         self._datasets: dict[Any, Dataset] = {}
-        self._stores: dict[Any, tuple[resident.Store, Any, Any]] = {}
+        self._feeds: dict[Any, Feed] = {}
         self._stage_data: dict[Any, StageData] = {}
 
     def of_stage(self, stage: plan.Stage) -> StageData | None:
@@ -67,14 +86,21 @@ class Library:
         name = stage.config.dataset
         return self._data(name, stage.config, stage.seed) if name else None
 
-    def target(self, name: str, stage: plan.Stage) -> StageData:
+    def target(
+        self, name: str, stage: plan.Stage, window: tuple[int, int] | None = None
+    ) -> StageData:
         """The dataset `name`, as images of the size and channels that `stage` was trained on.
+
+        Args:
+          name: of the dataset.
+          stage: that is evaluated on it.
+          window: of 16-bit images, that the stage was trained with; None: the dataset's own.
 
         Raises:
           UserError: as `of_stage`, or it has no labels or an empty split.
         """
         every = dataclasses.replace(stage.config, splits=("train", "val"), subset=1.0)
-        data = self._data(name, every, seed=0)
+        data = self._data(name, every, seed=0, window=window)
         if not data.dataset.labelled:
             raise UserError(
                 "target",
@@ -87,17 +113,26 @@ class Library:
                 raise UserError("target", name, f"at least one {split} image", "Add images.")
         return data
 
-    def _data(self, name: str, stage: config_lib.Stage, seed: int) -> StageData:
-        key = (name, stage.input, stage.image_size, stage.splits, stage.subset, seed)
+    def _data(
+        self,
+        name: str,
+        stage: config_lib.Stage,
+        seed: int,
+        window: tuple[int, int] | None = None,
+    ) -> StageData:
+        key = (name, stage.input, stage.image_size, stage.splits, stage.subset, seed, window)
         if key not in self._stage_data:
-            self._stage_data[key] = self._gather(name, stage, seed)
+            self._stage_data[key] = self._gather(name, stage, seed, window)
         return self._stage_data[key]
 
-    def _gather(self, name: str, stage: config_lib.Stage, seed: int) -> StageData:
+    def _gather(
+        self, name: str, stage: config_lib.Stage, seed: int, window: tuple[int, int] | None
+    ) -> StageData:
         dataset = self._open(name, stage.input)
-        store, pixels, sizes = self._load(dataset, stage)
+        feed = self._feed(dataset, stage, window)
+        store = feed.store
         rows_of = np.full(len(dataset.images), -1)
-        rows_of[store.index] = np.arange(len(store.index))
+        rows_of[store.index] = np.arange(len(store))
         splits = {split: _kept(rows_of[ids]) for split, ids in dataset.splits.items()}
 
         wanted = [dataset.splits[split] for split in stage.splits if split in dataset.splits]
@@ -110,9 +145,12 @@ class Library:
         if not len(readable):
             expected = f"at least one readable image in {' and '.join(stage.splits)}"
             raise UserError("dataset", name, expected, "Add images.")
-        rows = rows_of[subset(readable, dataset.labels if dataset.labelled else None, stage.subset, seed)]
-        mean, std = statistics.pixel_statistics(store, rows)
-        return StageData(dataset, store, pixels, sizes, rows, splits, mean, std)
+        if stage.subset != 1.0:  # else no label needs to be read
+            labels = dataset.labels if dataset.labelled else None
+            readable = subset(readable, labels, stage.subset, seed)
+        rows = rows_of[readable]
+        mean, std = statistics.pixel_statistics(store.moments[rows])
+        return StageData(feed, rows, splits, mean, std)
 
     def _open(self, name: str, options: config_lib.Input) -> Dataset:
         key = (name, options.val_fraction, options.test_fraction)
@@ -122,37 +160,80 @@ class Library:
             )
         return self._datasets[key]
 
-    def _load(
-        self, dataset: Dataset, stage: config_lib.Stage
-    ) -> tuple[resident.Store, Any, Any]:
-        store_px = stage.input.store_px or -(-stage.image_size * 8 // 7)
-        channels = stage.input.channels
-        key = (dataset.name, dataset.fingerprint, store_px, channels)
-        if key not in self._stores:
-            every = np.arange(len(dataset.images))
-            with self._display.progress(f"decoding {dataset.name}", len(every)) as update:
-                store = resident.load(
-                    dataset,
-                    every,
-                    store_px,
-                    channels,
-                    stage.input.max_unreadable,
-                    progress=lambda done, total: update(done, ""),
-                )
-            self._describe(dataset, store)
-            placed = self._devices.replicate((store.pixels, store.sizes))
-            self._stores[key] = (store, *placed)
-        return self._stores[key]
+    def _feed(
+        self, dataset: Dataset, stage: config_lib.Stage, window: tuple[int, int] | None
+    ) -> Feed:
+        options = stage.input
+        store_px = options.store_px or -(-stage.image_size * 8 // 7)
+        reading = Reading(store_px, options.channels, window)
+        key = (dataset.name, dataset.fingerprint, reading, options.pipeline, options.memory_gib)
+        if key not in self._feeds:
+            room = self._room(options)
+            store = self._load(dataset, reading, options.max_unreadable, room)
+            placed = None
+            if store.pixels is not None:
+                placed = self._devices.replicate(store.pixels)
+                store = dataclasses.replace(store, pixels=None)  # held by the devices alone
+            self._feeds[key] = Feed(store, self._devices, placed)
+            self._describe(self._feeds[key], options, room)
+        return self._feeds[key]
 
-    def _describe(self, dataset: Dataset, store: resident.Store) -> None:
+    def _load(
+        self, dataset: Dataset, reading: Reading, max_unreadable: float, room: float
+    ) -> Store:
+        known = [plan.RECIPE_VERSION, dataset.fingerprint, dataclasses.asdict(reading)]
+        path = self._scans / f"{plan.content_hash(known)}.npz" if self._scans else None
+        if path is not None and path.is_file():
+            scanned = store_lib.load_scan(dataset, reading, max_unreadable, path)
+            if scanned.padded_bytes > room:
+                return scanned
+        with self._display.progress(f"reading {dataset.name}", len(dataset.images)) as update:
+            store = store_lib.load(
+                dataset,
+                reading,
+                max_unreadable,
+                room,
+                progress=lambda done, total: update(done, ""),
+            )
+        if path is not None and store.pixels is None:
+            store_lib.save_scan(store, path)
+        return store
+
+    def _room(self, options: config_lib.Input) -> float:
+        """Bytes of pixels that one more set may take, held once by every device."""
+        if options.pipeline != "auto":
+            return float("inf") if options.pipeline == "resident" else 0.0
+        held = sum(feed.placed.nbytes for feed in self._feeds.values() if feed.placed is not None)
+        memory = self._devices.memory()
+        if memory is None:  # devices that share the host's memory hold a copy each
+            copies = self._devices.count
+            if options.memory_gib:
+                return options.memory_gib * 2**30 / copies - held
+            return psutil.virtual_memory().available / 4 / copies
+        return min(options.memory_gib * 2**30 or memory / 4, memory) - held
+
+    def _describe(self, feed: Feed, options: config_lib.Input, room: float) -> None:
+        store, dataset = feed.store, feed.store.dataset
         height, width = store.sizes.max(0)
         parts = ", ".join(f"{len(ids)} {split}" for split, ids in dataset.splits.items())
         cut = f" ({' and '.join(dataset.cut)} cut from train)" if dataset.cut else ""
-        classes = f"{len(dataset.class_names)} classes" if dataset.class_names else "unlabelled"
+        labels = "labels, any number an image" if dataset.multi_label else "classes"
+        classes = f"{len(dataset.class_names)} {labels}" if dataset.labelled else "unlabelled"
+        size = store.padded_bytes / 2**20
+        why = f"{size:.0f} MiB decoded, {room / 2**20:.0f} MiB allowed"
+        if options.pipeline != "auto":
+            why = f"input.pipeline = {options.pipeline}, {size:.0f} MiB decoded"
+        how = "resident: decoded once and held by the devices"
+        if feed.placed is None:
+            how = f"host: read again for every batch, in {loader.threads()} threads"
         self._display.line(
             f"{dataset.name}: {parts}{cut}, {classes}, up to {height}x{width} px, "
-            f"channels: {store.pixels.shape[-1]}, {store.pixels.nbytes / 2**20:.0f} MiB held"
+            f"channels: {store.channels}"
         )
+        self._display.line(f"{dataset.name}: {how} ({why})")
+        if store.reading.window:
+            low, high = store.reading.window
+            self._display.line(f"{dataset.name}: 16 bit, of which {low} to {high} are seen")
         if dataset.strays:
             self._display.line(
                 f"note: {dataset.name} has no labels, because {dataset.strays[0]} lies in no class "

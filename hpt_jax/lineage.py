@@ -66,6 +66,7 @@ def _dataset(stage: plan.Stage, data: StageData) -> dict[str, Any]:
         "images": len(dataset.images),
         "pretrained_on": len(data.rows),
         "unreadable": [path for path, _ in data.store.unreadable],
+        "pixel_window": data.store.reading.window,
         # Which images were cut from train, and which a subset kept, cannot be read off the files.
         "cut": {split: dataset.splits[split].tolist() for split in dataset.cut},
         "subset": data.store.index[data.rows].tolist() if stage.config.subset != 1.0 else None,

@@ -12,12 +12,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct, traverse_util
 from jax import lax
 
 from hpt_jax import config as config_lib
-from hpt_jax.augment import photometric, policies, views
+from hpt_jax.augment import geometric, photometric, policies, views
+from hpt_jax.data import order
+from hpt_jax.data.loader import Crops
 from hpt_jax.models.backbone import Backbone
 from hpt_jax.models.heads import ProjectionHead
 from hpt_jax.models.resnet import ResNet
@@ -25,6 +28,8 @@ from hpt_jax.parallel import AXIS
 
 # Which view of an example an image is; part of the key of its augmentation.
 QUERY, KEY = 0, 1
+# Streams of a step's random numbers on the host.
+_QUERY_CROP, _KEY_CROP, _SHUFFLE = 1, 2, 3
 METRICS = ("loss", "accuracy", "positive_similarity", "negative_similarity", "gradient_norm")
 
 
@@ -145,40 +150,39 @@ def init(settings: Settings, rng: jax.Array, backbone: Backbone) -> State:
     )
 
 
-def view_slots(settings: Settings, rng: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
-    """For each view, which example (slot of the batch) each row shows: i32[batch_size].
+def plan_batch(
+    settings: Settings, seed: int, step: int, rows: np.ndarray, sizes: np.ndarray
+) -> dict[str, Crops | np.ndarray]:
+    """What the batch of a step shows: two random crops of each example.
 
     Row j of 'key' shows the example of slot perm[j], so that a key is normalised among other
-    examples than its query, and no image ever travels between devices.
+    examples than its query, and no image ever travels between devices. A view's randomness goes by
+    the slot of its example, so that shuffling changes no view.
+
+    Args:
+      settings: static.
+      seed: of the stage.
+      step: from 0.
+      rows: int64[batch_size], the image of each slot.
+      sizes: i32[batch_size, 2], its (height, width).
+
+    Returns:
+      'query' and 'key', and 'key_slots' i32[batch_size], the slot whose example each key shows.
     """
-    slots = jnp.arange(settings.batch_size)
-    return {"query": slots, "key": key_permutation(settings, rng, step)}
 
+    def boxes(stream: int) -> np.ndarray:
+        draws = order.uniforms(seed, step, stream, (len(rows), geometric.BOX_DRAWS))
+        policy = settings.policy
+        return geometric.random_resized_crop_boxes(
+            draws, sizes, policy.crop_scale, policy.crop_ratio
+        )
 
-def key_permutation(settings: Settings, rng: jax.Array, step: jax.Array) -> jax.Array:
-    """The shuffle of step `step`: i32[batch_size], a permutation within each shuffle block."""
-    _, shuffle_rng = jax.random.split(rng)
-    block = settings.shuffle_block
-    blocks = settings.batch_size // block
-    rngs = jax.random.split(jax.random.fold_in(shuffle_rng, step), blocks)
-    within = jax.vmap(lambda key: jax.random.permutation(key, block))(rngs)
-    return (within + jnp.arange(blocks)[:, None] * block).reshape(-1)
-
-
-def view_draws(rng: jax.Array, step: jax.Array, slot: jax.Array, view: int) -> jax.Array:
-    """The randomness of one view, by the slot of its example: shuffling changes no view."""
-    augment_rng, _ = jax.random.split(rng)
-    return views.view_draws(augment_rng, step, slot, view)
-
-
-def crop(
-    settings: Settings, draws: jax.Array, image: jax.Array, height: jax.Array, width: jax.Array
-) -> jax.Array:
-    """A RandomResizedCrop of one stored image: u8[image_size, image_size, channels]."""
-    dtype = jnp.promote_types(jnp.float32, settings.model.dtype)
-    return views.random_crop(
-        draws, image, height, width, settings.policy, settings.image_size, dtype
-    )
+    slots = order.shuffle(seed, step, _SHUFFLE, len(rows), settings.shuffle_block)
+    return {
+        "query": Crops(rows, boxes(_QUERY_CROP)),
+        "key": Crops(rows[slots], boxes(_KEY_CROP)[slots]),
+        "key_slots": slots.astype(np.int32),
+    }
 
 
 def train_step(
@@ -189,8 +193,8 @@ def train_step(
     Args:
       settings: static.
       state: the same on all devices.
-      batch: this device's rows of 'query' and 'key' views, u8[rows, size, size, channels], already
-        cropped; colour, blur and flip happen here.
+      batch: this device's rows of what `plan_batch` plans: 'query' and 'key' views, cropped,
+        u8[rows, size, size, channels] (colour, blur and flip happen here), and 'key_slots'.
       learning_rate: of this step.
 
     Returns:
@@ -198,15 +202,13 @@ def train_step(
     """
     rows = batch["query"].shape[0]
     first = lax.axis_index(AXIS) * rows
-    permutation = key_permutation(settings, state.rng, state.step)
-    slots = first + jnp.arange(rows)
-    query_images = _prepare(settings, state, batch["query"], slots, QUERY)
-    key_images = _prepare(settings, state, batch["key"], permutation[slots], KEY)
+    query_images = _prepare(settings, state, batch["query"], first + jnp.arange(rows), QUERY)
+    key_images = _prepare(settings, state, batch["key"], batch["key_slots"], KEY)
 
     params = {"backbone": state.backbone.params, "head": state.head}
     key_params = momentum_update(state.key_params, params, settings.momentum)
     keys, key_batch_stats = _encode(settings, key_params, state.key_batch_stats, key_images)
-    keys = unshuffle(lax.all_gather(keys, AXIS, tiled=True), permutation)
+    keys = unshuffle(*lax.all_gather((keys, batch["key_slots"]), AXIS, tiled=True))
     positives = lax.dynamic_slice_in_dim(keys, first, rows)
 
     trained, frozen = split_trainable(params, settings.trainable)
@@ -276,9 +278,9 @@ def momentum_update(key_params: Any, query_params: Any, momentum: float) -> Any:
     return jax.tree.map(lambda k, q: k + (1 - momentum) * (q - k), key_params, query_params)
 
 
-def unshuffle(keys: jax.Array, permutation: jax.Array) -> jax.Array:
-    """Rows back in the order of slots: out[permutation[j]] = keys[j]."""
-    return jnp.zeros_like(keys).at[permutation].set(keys)
+def unshuffle(keys: jax.Array, slots: jax.Array) -> jax.Array:
+    """Rows back in the order of slots: out[slots[j]] = keys[j]."""
+    return jnp.zeros_like(keys).at[slots].set(keys)
 
 
 def enqueue(
@@ -314,7 +316,7 @@ def _prepare(
     dtype = jnp.promote_types(jnp.float32, settings.model.dtype)
 
     def one(image: jax.Array, slot: jax.Array) -> jax.Array:
-        draws = view_draws(state.rng, state.step, slot, view)
+        draws = views.view_draws(state.rng, state.step, slot, view)
         image = views.distort(draws, image, settings.policy, dtype)
         return photometric.normalize(image, state.backbone.pixel_mean, state.backbone.pixel_std)
 

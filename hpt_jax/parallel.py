@@ -75,6 +75,11 @@ class Devices:
         )
         return jax.jit(mapped, donate_argnums=donated)
 
+    def memory(self) -> float | None:
+        """Bytes of one device's own memory; None where it shares the host's."""
+        stats = self.mesh.devices.flat[0].memory_stats()
+        return float(stats["bytes_limit"]) if stats else None
+
     @property
     def replicated(self) -> NamedSharding:
         """The sharding of state: the same on every device."""

@@ -16,9 +16,9 @@ from hpt_jax import config as config_lib
 from hpt_jax.errors import UserError
 
 # Raised by hand when the same config would train to other numbers than before.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 # The same for evaluations.
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 UNKNOWN = "????????"  # in ids of stages whose data or weights are not there
 
 
@@ -214,7 +214,7 @@ def identity(stage: config_lib.Stage, seed: int, start: str, data: str) -> str:
         return UNKNOWN
     fields = dataclasses.asdict(stage)
     del fields["init"], fields["dataset"]  # their content counts, not their path
-    del fields["input"]["max_unreadable"]
+    fields["input"] = _seen(stage.input)
     if stage.trainable != "statistics":
         del fields["input"]["center_crop"]  # the others train on random crops
     if stage.trainable in ("nothing", "statistics"):
@@ -228,18 +228,27 @@ def identity(stage: config_lib.Stage, seed: int, start: str, data: str) -> str:
     return content_hash(fields)
 
 
+def _seen(options: config_lib.Input) -> dict[str, Any]:
+    """The input's fields that change what a model sees; where pixels are held does not."""
+    fields = dataclasses.asdict(options)
+    for name in ("max_unreadable", "pipeline", "memory_gib"):
+        del fields[name]
+    return fields
+
+
 def evaluation_files(stage: Stage, asked: Plan) -> dict[str, str]:
     """Evaluation -> its file below the stage's folder, named by all that changes its result."""
     files = {}
     for name in asked.config.evaluations if asked.config.target else ():
-        seen = dataclasses.asdict(stage.config.input)
-        del seen["max_unreadable"]
         settings = {
             "target": asked.target_fingerprint,
             "image_size": stage.config.image_size,
-            "input": seen,
+            "input": _seen(stage.config.input),
+            "metric": asked.config.metric,
             "version": EVALUATION_VERSION,
         }
+        if name == "linear_sgd":
+            settings["probe"] = dataclasses.asdict(asked.config.linear_sgd)
         files[name] = f"evaluations/{name}-{content_hash(settings)}.json"
     return files
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from hpt_jax import bn_statistics, checkpoints, moco, plan
 from hpt_jax import config as config_lib
+from hpt_jax.data import loader
 from hpt_jax.data.order import batch_indices
 from hpt_jax.errors import UserError
 from hpt_jax.library import StageData
@@ -27,8 +28,8 @@ from hpt_jax.telemetry import writers
 from hpt_jax.telemetry.display import Display
 from hpt_jax.workdir import StageFolder, write_json
 
-# A method is a module with METRICS and the functions of `moco.py` up to `train_step`; a new one is
-# a file, a line here, and its name in `config.METHODS`.
+# A method is a module with METRICS and four functions as in `moco.py`: make_settings, init,
+# plan_batch and train_step. A new one is a file, a line here, and its name in `config.METHODS`.
 METHODS: dict[str, ModuleType] = {"moco": moco}
 
 
@@ -104,9 +105,7 @@ def train(
     config = stage.config
     method = method_of(config)
     model = make_model(config.model, devices)
-    settings = method.make_settings(config, model, data.pixels.shape[-1])
-    places = devices.shard(np.arange(config.batch_size))
-    take_views = _compiled_views(method, settings, devices)
+    settings = method.make_settings(config, model, data.store.channels)
     take_step = _compiled_step(method, settings, devices)
 
     steps = stage.steps if stage.trains else math.ceil(len(data.rows) / config.batch_size)
@@ -125,16 +124,21 @@ def train(
     carry = devices.replicate(carry)
 
     last_save, previous, note = time.monotonic(), None, ""
+
+    def plan_batch(step: int) -> loader.Plan:
+        rows = data.rows[batch_indices(stage.seed, step, config.batch_size, len(data.rows))]
+        return method.plan_batch(settings, stage.seed, step, rows, data.store.sizes[rows])
+
+    dtype = jnp.promote_types(jnp.float32, config.model.dtype)
     with (
+        contextlib.closing(
+            data.feed.batches(plan_batch, range(start, steps), config.image_size, dtype)
+        ) as batches,
         contextlib.closing(writers.MetricsWriter(folder.metrics, start)) as writer,
         display.progress(stage.id, steps, start) as progress,
     ):
-        for step in range(start, steps):
-            rows = data.rows[batch_indices(stage.seed, step, config.batch_size, len(data.rows))]
+        for step, batch in zip(range(start, steps), batches, strict=True):
             rate = learning_rate(config.optimizer, step, steps)
-            batch = take_views(
-                places, data.pixels, data.sizes, rows.astype(np.int32), carry[0].rng, np.int32(step)
-            )
             carry, metrics = take_step(carry, batch, np.asarray(rate, carry[1]["count"].dtype))
             # One step is always queued behind the one that runs; more would only delay a stop.
             jax.block_until_ready(previous)
@@ -223,34 +227,3 @@ def _compiled_step(method: ModuleType, settings: Any, devices: Devices) -> Calla
         return (state, totals), metrics
 
     return devices.map(step, (False, True, False), sharded_out=False, donate=True)
-
-
-@functools.cache
-def _compiled_views(method: ModuleType, settings: Any, devices: Devices) -> Callable[..., Any]:
-    """(places, pixels, sizes, rows, rng, step) -> each view of the batch, cut over devices.
-
-    `places` are the places in the batch that a device makes; all else is the same on every one.
-    """
-
-    def views(
-        places: jax.Array,
-        pixels: jax.Array,
-        sizes: jax.Array,
-        rows: jax.Array,
-        rng: jax.Array,
-        step: jax.Array,
-    ) -> dict[str, jax.Array]:
-        slots = method.view_slots(settings, rng, step)
-
-        def one(slot: jax.Array, view: int) -> jax.Array:
-            row = rows[slot]
-            draws = method.view_draws(rng, step, slot, view)
-            return method.crop(settings, draws, pixels[row], sizes[row, 0], sizes[row, 1])
-
-        return {
-            name: jax.vmap(functools.partial(one, view=view))(shown[places])
-            for view, (name, shown) in enumerate(slots.items())
-        }
-
-    sharded = (True, False, False, False, False, False)
-    return devices.map(views, sharded, sharded_out=True, donate=False)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from hpt_jax import config as config_lib
 from hpt_jax import estimate, handover, parallel, plan, pretrain, resolve, workdir
 from hpt_jax.data import datasets
-from hpt_jax.evaluate import evaluations, features
+from hpt_jax.evaluate import evaluations, features, linear_sgd
 from hpt_jax.library import Library
 from hpt_jax.lineage import lineage, words
 from hpt_jax.report import figures, results, tables
@@ -45,7 +46,7 @@ def run(
     """
     display = display or Display()
     root = Path(folder).absolute()
-    asked = make_plan(config, overrides)
+    asked = make_plan(config, overrides, display.line)
     if asked.config.dry_run:
         for line in estimate.describe(asked, root):
             display.line(line)
@@ -54,7 +55,7 @@ def run(
     workdir.check_root(folder)
     keep_compiled_programs(root / "compilation_cache")
     devices = parallel.make_devices(asked.config.parallel.devices, asked.config.parallel.map)
-    library = Library(asked.config.data_dir, devices, display)
+    library = Library(asked.config.data_dir, devices, display, root / "scans")
     handover.check(asked, root, library, devices, display)
     write_json(root / "plans" / f"{asked.config.name}.json", plan.as_json(asked))
 
@@ -73,15 +74,36 @@ def run(
     return report(asked, root, display)
 
 
-def make_plan(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = ()) -> plan.Plan:
-    """Resolves a config and lays out its stages; reads names and sizes of files, no pixels."""
-    data_dir = dict(overrides).get("data_dir", config.get("data_dir")) or ""
+def make_plan(
+    config: Mapping[str, Any],
+    overrides: Sequence[tuple[str, str]] = (),
+    line: Callable[[str], None] | None = None,
+) -> plan.Plan:
+    """Resolves a config and lays out its stages; reads names and sizes of files, no pixels.
+
+    Args:
+      config: what a config file's `get_config()` returns.
+      overrides: (dotted field, text) pairs.
+      line: where it is said that a dataset of a catalog is being prepared, which happens unless
+        it is a dry run; None: nothing is prepared.
+    """
+    asked = dict(overrides)
+    data_dir, dry_run = (asked.get(name, config.get(name)) for name in ("data_dir", "dry_run"))
+
+    def prepare(name: str) -> str:
+        if line is not None and str(dry_run) != "True":
+            datasets.prepare(name, data_dir or "", line)
+        return name
+
     resolved = resolve.resolve(
-        config, overrides, lambda name: datasets.inspect(name, data_dir), load.inspect
+        config,
+        overrides,
+        lambda name: datasets.inspect(prepare(name), data_dir or ""),
+        load.inspect,
     )
     return plan.make_plan(
         resolved,
-        lambda name: datasets.fingerprint_of(name, resolved.data_dir),
+        lambda name: datasets.fingerprint_of(prepare(name), resolved.data_dir),
         load.fingerprint,
     )
 
@@ -135,30 +157,65 @@ def evaluate(
     display: Display,
 ) -> None:
     """Features of the target once, then each evaluation that has no result yet."""
-    folder, target = stage_folder(root, stage.id), asked.config.target
+    folder, config = stage_folder(root, stage.id), asked.config
     files = plan.evaluation_files(stage, asked)
     missing = [name for name, file in files.items() if not (folder.path / file).is_file()]
     if not missing:
         return
-    data = library.target(target, stage)
+    backbone = load.load_stage(folder)
+    low, high = (int(value) for value in backbone.pixel_window)
+    data = library.target(config.target, stage, (low, high) if high else None)
+    model = pretrain.make_model(stage.config.model, devices)
+    options = stage.config.input
     extracted = features.extract(
-        pretrain.make_model(stage.config.model, devices),
-        load.load_stage(folder),
-        data.pixels,
-        data.sizes,
-        stage.config.image_size,
-        stage.config.input.center_crop,
-        devices,
+        model, backbone, data.feed, stage.config.image_size, options.center_crop
     )
+    labels, classes = data.labels, data.dataset.class_names
     train, val, test = (
-        evaluations.Split(extracted[data.splits[name]], data.labels[data.splits[name]])
+        evaluations.Split(extracted[data.splits[name]], labels[data.splits[name]])
         for name in config_lib.SPLITS
     )
-    classes = len(data.dataset.class_names)
     for name in missing:
-        found = evaluations.EVALUATIONS[name](train, val, test, classes)
+        if name == "linear_sgd":  # which sees new views of the images at every step
+            views = features.augmented(
+                model,
+                backbone,
+                data.feed,
+                data.splits["train"],
+                stage.config.image_size,
+                config.linear_sgd,
+                stage.seed,
+            )
+            with display.progress(f"{stage.id}: {name}", config.linear_sgd.steps) as update:
+                found = linear_sgd.train(
+                    _labelled(views, labels, update),
+                    val,
+                    test,
+                    len(classes),
+                    config.metric,
+                    config.linear_sgd,
+                    stage.seed,
+                )
+        else:
+            evaluation = evaluations.EVALUATIONS[name]
+            found = evaluation(train, val, test, len(classes), config.metric)
         write_json(folder.path / files[name], found)
         display.line(f"{stage.id}: {name} {100 * found['test']:.1f} % on test")
+        undefined = [classes[index] for index in found.get("undefined_classes", ())]
+        if undefined:
+            display.line(
+                f"note: {config.metric} leaves out {', '.join(undefined)}: without a positive or "
+                "without a negative test image it is not defined"
+            )
+
+
+def _labelled(
+    views: Iterable[tuple[Any, np.ndarray]], labels: np.ndarray, update: Callable[[int, str], None]
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """Features with their labels, counted on the display."""
+    for step, (batch, rows) in enumerate(views):
+        yield batch, labels[rows]
+        update(step + 1, "")
 
 
 def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:

@@ -7,7 +7,18 @@ import re
 from collections.abc import Callable, Iterable
 
 from hpt_jax.augment.policies import Policy
-from hpt_jax.config import EVALUATIONS, METHODS, TRAINABLE, Config, Input, MoCo, Model, Stage
+from hpt_jax.config import (
+    EVALUATIONS,
+    METHODS,
+    METRICS,
+    TRAINABLE,
+    Config,
+    Input,
+    LinearSGD,
+    MoCo,
+    Model,
+    Stage,
+)
 from hpt_jax.errors import Mistake, nearest
 from hpt_jax.models.resnet import ARCHITECTURES
 
@@ -85,7 +96,8 @@ def _check_top(config: Config, alone: bool) -> list[Mistake]:
     for name in config.evaluations:
         known = nearest(name, EVALUATIONS)
         need(name in EVALUATIONS, "evaluations", name, "a known evaluation", known)
-    need(config.metric == "top1", "metric", config.metric, "'top1'")
+    need(config.metric in METRICS, "metric", config.metric, f"one of {METRICS}")
+    _check_linear_sgd(config.linear_sgd, need)
     arm = config.export
     known = suggest(arm, config.arms)
     checks.need_together(not arm or arm in config.arms, "export", arm, "the name of an arm", known)
@@ -207,6 +219,10 @@ def _check_policy(policy: Policy, need: Callable[..., None]) -> None:
 def _check_input(values: Input, need: Callable[..., None]) -> None:
     need(values.store_px >= 0, "input.store_px", values.store_px, "at least 0 pixels")
     need(values.channels >= 0, "input.channels", values.channels, "at least 0")
+    ways = ("auto", "resident", "host")
+    known = nearest(values.pipeline, ways)
+    need(values.pipeline in ways, "input.pipeline", values.pipeline, f"one of {ways}", known)
+    need(values.memory_gib >= 0, "input.memory_gib", values.memory_gib, "at least 0 GiB")
     crop = values.center_crop
     need(0 < crop <= 1, "input.center_crop", crop, "a share in (0, 1]")
     for name in ("val_fraction", "test_fraction"):
@@ -214,6 +230,26 @@ def _check_input(values: Input, need: Callable[..., None]) -> None:
         need(0 < share < 0.5, f"input.{name}", share, "a share between 0 and 0.5")
     share = values.max_unreadable
     need(0 <= share < 1, "input.max_unreadable", share, "a share in [0, 1)")
+
+
+def _check_linear_sgd(probe: LinearSGD, need: Callable[..., None]) -> None:
+    for name in ("steps", "batch_size", "eval_every"):
+        value = getattr(probe, name)
+        need(value >= 1, f"linear_sgd.{name}", value, "at least 1")
+    rate, drops = probe.learning_rate, probe.drops
+    need(rate > 0, "linear_sgd.learning_rate", rate, "more than 0")
+    good = all(0 < share < 1 for share in drops) and list(drops) == sorted(set(drops))
+    need(good, "linear_sgd.drops", drops, "rising shares of the steps, each in (0, 1)")
+    need(
+        probe.eval_every <= probe.steps,
+        "linear_sgd.eval_every",
+        probe.eval_every,
+        f"at most linear_sgd.steps = {probe.steps}",
+    )
+    low, high = probe.crop_scale
+    need(0 < low <= high <= 1, "linear_sgd.crop_scale", probe.crop_scale, "0 < low <= high <= 1")
+    share = probe.flip_probability
+    need(0 <= share <= 1, "linear_sgd.flip_probability", share, "a number in [0, 1]")
 
 
 def _check_stage(stage: Stage, at: str, alone: bool) -> list[Mistake]:

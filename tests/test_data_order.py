@@ -4,6 +4,7 @@ import collections
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from hpt_jax.data import order
 
@@ -78,3 +79,35 @@ def test_a_callers_change_cannot_reach_the_next_epoch_permutation():
 def test_a_batch_of_no_images_is_refused():
     with pytest.raises(ValueError, match="n=0"):
         order.batch_indices(0, 0, 4, 0)
+
+
+def test_uniforms_repeat_and_differ_by_seed_step_and_stream():
+    made = [
+        order.uniforms(seed, step, stream, (50,))
+        for seed in (0, 1)
+        for step in (0, 1)
+        for stream in (1, 2)
+    ]
+    np.testing.assert_array_equal(made[0], order.uniforms(0, 0, 1, (50,)))
+    assert np.unique(made).size == 8 * 50
+
+
+def test_uniforms_are_uniform_and_a_larger_batch_keeps_those_of_a_smaller():
+    many = order.uniforms(3, 7, 1, (2000, 5))
+    assert stats.kstest(many.ravel(), "uniform").pvalue > 1e-3
+    assert many.min() >= 0
+    assert many.max() < 1
+    np.testing.assert_array_equal(many[:10], order.uniforms(3, 7, 1, (10, 5)))
+
+
+def test_uniforms_and_epochs_share_no_random_word():
+    drawn = order._raw(3, 1, 1, (1000,))
+    epoch = np.random.Philox(key=np.array([3, 1], np.uint64)).random_raw(1000)
+    assert not np.intersect1d(drawn, epoch).size
+
+
+def test_every_shuffle_of_a_block_is_equally_likely():
+    made = [tuple(order.shuffle(0, step, 3, 3, 3)) for step in range(6000)]
+    _, counts = np.unique(made, axis=0, return_counts=True)
+    assert len(counts) == 6
+    assert stats.chisquare(counts).pvalue > 1e-3

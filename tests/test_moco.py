@@ -106,11 +106,16 @@ def test_unshuffle_brings_every_key_back_to_its_slot():
     np.testing.assert_array_equal(found, keys)
 
 
+def planned(settings, seed=0, step=0):
+    """What a batch of 1200 x 900 px images shows; its rows are 100, 101, ..."""
+    rows = np.arange(100, 100 + settings.batch_size)
+    sizes = np.tile([1200, 900], (settings.batch_size, 1))
+    return moco.plan_batch(settings, seed, step, rows, sizes)
+
+
 @pytest.mark.parametrize("block", [4, 16, 64])
 def test_keys_are_shuffled_within_their_block_alone(block):
-    settings = settings_of(batch_size=64, shuffle_block=block)
-    rng = jax.random.key(3)
-    found = np.asarray(jit_once(lambda rng: moco.key_permutation(settings, rng, 5))(rng))
+    found = planned(settings_of(batch_size=64, shuffle_block=block))["key_slots"]
     blocks = found.reshape(-1, block)
     np.testing.assert_array_equal(np.sort(blocks, 1), np.arange(64).reshape(-1, block))
     assert (found != np.arange(64)).any()
@@ -120,33 +125,46 @@ def test_keys_are_shuffled_within_their_block_alone(block):
 
 def test_the_shuffle_follows_the_seed_and_the_step():
     settings = settings_of(batch_size=64, shuffle_block=64)
-    slots_of = jit_once(lambda rng, step: moco.view_slots(settings, rng, step))
-    shuffle = jit_once(lambda rng, step: moco.key_permutation(settings, rng, step))
 
     def permutation(seed, step):
-        return tuple(np.asarray(shuffle(jax.random.key(seed), step)))
+        return tuple(planned(settings, seed, step)["key_slots"])
 
     assert permutation(0, 0) == permutation(0, 0)
     assert len({permutation(seed, step) for seed in (0, 1) for step in range(4)}) == 8
-    slots = slots_of(jax.random.key(1), 3)
-    np.testing.assert_array_equal(slots["query"], np.arange(64))
-    assert tuple(np.asarray(slots["key"])) == permutation(1, 3)
+
+
+def test_a_batch_shows_each_example_as_a_query_and_as_a_key():
+    made = planned(settings_of(batch_size=64, shuffle_block=64))
+    np.testing.assert_array_equal(made["query"].rows, np.arange(100, 164))
+    np.testing.assert_array_equal(made["key"].rows, 100 + made["key_slots"])
+
+
+def test_shuffling_changes_no_view():
+    some, other = (
+        planned(settings_of(batch_size=64, shuffle_block=block), step=3) for block in (64, 16)
+    )
+    assert (some["key_slots"] != other["key_slots"]).any()
+    np.testing.assert_array_equal(some["query"].boxes, other["query"].boxes)
+    by_slot = [made["key"].boxes[np.argsort(made["key_slots"])] for made in (some, other)]
+    np.testing.assert_array_equal(*by_slot)
+
+
+def test_crops_differ_by_slot_step_seed_and_view():
+    settings = settings_of(batch_size=64, shuffle_block=64)
+    boxes = [
+        planned(settings, seed, step)[view].boxes
+        for seed in (0, 1)
+        for step in (0, 1)
+        for view in ("query", "key")
+    ]
+    draws = np.concatenate(boxes)
+    assert len(np.unique(draws, axis=0)) == len(draws)
 
 
 def test_a_shuffle_block_of_zero_is_the_whole_batch():
     assert settings_of().shuffle_block == 16
     stage = config.Stage(batch_size=16, moco=config.MoCo(shuffle_block=8))
     assert moco.make_settings(stage, ResNet(), 3).shuffle_block == 8
-
-
-def test_views_differ_by_slot_step_and_view_and_repeat():
-    rng = jax.random.key(0)
-    draws = {
-        which: tuple(np.asarray(moco.view_draws(rng, *which)))
-        for which in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    }
-    assert len(set(draws.values())) == 4
-    assert draws[0, 0, 1] == tuple(np.asarray(moco.view_draws(rng, 0, 0, 1)))
 
 
 def fresh_state(settings, channels=3):
@@ -218,7 +236,7 @@ def make_prepared(settings):
 
     def prepared(rng, step, images, view):
         def one(slot, image):
-            draws = moco.view_draws(rng, step, slot, view)
+            draws = views.view_draws(rng, step, slot, view)
             return views.distort(draws, image, settings.policy, jnp.float64)
 
         return (jax.vmap(one)(jnp.arange(len(images)), images) - 0.5) / 0.5
@@ -288,10 +306,14 @@ def test_three_steps_equal_their_parts_put_together_by_hand(monkeypatch):
         query_stats = key_stats = jax.device_get(state.backbone.batch_stats)
         queue = collections.deque(np.asarray(state.queue), maxlen=20)
         for index, (query_images, key_images) in enumerate(images):
-            permutation = np.asarray(moco.key_permutation(settings, rng, index))
+            permutation = np.random.default_rng(index).permutation(len(query_images))
             query_views = prepared(rng, index, query_images, moco.QUERY)
             key_views = np.asarray(prepared(rng, index, key_images, moco.KEY))
-            batch = {"query": query_images, "key": key_images[permutation]}
+            batch = {
+                "query": query_images,
+                "key": key_images[permutation],
+                "key_slots": permutation.astype(np.int32),
+            }
             state, metrics = step(state, devices.shard(batch), np.float64(rates[index]))
 
             key = jax.tree.map(lambda k, q: 0.9 * k + 0.1 * q, key, query)

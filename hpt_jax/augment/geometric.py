@@ -1,8 +1,7 @@
 """Where a view looks: crop boxes, antialiased resizing and the horizontal flip.
 
-Every function works on one example; callers `vmap`. Images are stored padded to a common shape, so
-an image's own height and width travel beside it as traced scalars. A box is `f32[4]`: top, left,
-height, width, in pixels.
+Boxes are drawn on the host, for a whole batch; what works on pixels is jitted and takes one example
+(callers `vmap`). A box is `f32[4]`: top, left, height, width, in pixels.
 """
 
 from __future__ import annotations
@@ -11,56 +10,60 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 _ATTEMPTS = 10
 BOX_DRAWS = 2 * _ATTEMPTS + 2  # areas, ratios, and the corner
 
 
-def random_resized_crop_box(
-    draws: jax.Array,
-    height: ArrayLike,
-    width: ArrayLike,
+def random_resized_crop_boxes(
+    draws: np.ndarray,
+    sizes: np.ndarray,
     scale: tuple[float, float],
     ratio: tuple[float, float],
-) -> jax.Array:
-    """A random crop box, as torchvision's `RandomResizedCrop.get_params` defines it.
+) -> np.ndarray:
+    """Random crop boxes, as torchvision's `RandomResizedCrop.get_params` defines them.
 
     An area uniform in `scale` (as a fraction of the image) and a log-uniform aspect ratio are tried
     up to ten times, until the rounded box fits; its corner is then uniform over whole pixels. When
     none fits, the box is the largest central one whose ratio is the image's, clipped to `ratio`.
 
+    On the host and in double precision, so that a box is the same whichever device or thread cuts
+    it out.
+
     Args:
-      draws: f32[BOX_DRAWS], uniform in [0, 1).
-      height: int32 scalar, pixels; may be traced.
-      width: int32 scalar, pixels; may be traced.
+      draws: f64[n, BOX_DRAWS], uniform in [0, 1).
+      sizes: int[n, 2], each image's (height, width), pixels.
       scale: smallest and largest area, fractions of the image's.
       ratio: smallest and largest width / height.
 
     Returns:
-      f32[4], whole numbers; both sides are at least 1 and the box lies inside the image.
+      f32[n, 4], whole numbers; both sides are at least 1 and the boxes lie inside the images.
     """
-    height, width = jnp.asarray(height, jnp.float32), jnp.asarray(width, jnp.float32)
-    area = height * width * between(draws[:_ATTEMPTS], *scale)
-    log_ratio = between(draws[_ATTEMPTS : 2 * _ATTEMPTS], math.log(ratio[0]), math.log(ratio[1]))
-    heights = jnp.round(jnp.sqrt(area * jnp.exp(-log_ratio)))
-    widths = jnp.round(jnp.sqrt(area * jnp.exp(log_ratio)))
+    height, width = np.asarray(sizes, np.float64).T[:, :, None]  # [n, 1] each
+    area = height * width * _between(draws[:, :_ATTEMPTS], *scale)
+    log_ratio = _between(
+        draws[:, _ATTEMPTS : 2 * _ATTEMPTS], math.log(ratio[0]), math.log(ratio[1])
+    )
+    heights = np.round(np.sqrt(area * np.exp(-log_ratio)))
+    widths = np.round(np.sqrt(area * np.exp(log_ratio)))
     fits = (heights >= 1) & (heights <= height) & (widths >= 1) & (widths <= width)
 
-    fallback_height = jnp.clip(jnp.round(width / min(ratio)), 1, height)
-    fallback_width = jnp.clip(jnp.round(height * max(ratio)), 1, width)
-    first = jnp.argmax(fits)
-    some_fit = fits.any()
-    sides = jnp.where(
-        some_fit,
-        jnp.stack([heights[first], widths[first]]),
-        jnp.stack([fallback_height, fallback_width]),
-    )
-    slack = jnp.stack([height, width]) - sides
-    # A product with the largest float32 below 1 never rounds up to slack + 1.
-    corner = jnp.floor(draws[2 * _ATTEMPTS :] * (slack + 1))
-    corner = jnp.where(some_fit, corner, jnp.floor(slack / 2))
-    return jnp.concatenate([corner, sides])
+    whole = np.concatenate([height, width], axis=1)
+    each, first = np.arange(len(draws)), fits.argmax(axis=1)
+    drawn = np.stack([heights[each, first], widths[each, first]], axis=1)
+    fallback = np.concatenate([np.round(width / min(ratio)), np.round(height * max(ratio))], axis=1)
+    some_fit = fits.any(axis=1, keepdims=True)
+    sides = np.where(some_fit, drawn, np.clip(fallback, 1, whole))
+    slack = whole - sides
+    corner = np.floor(draws[:, 2 * _ATTEMPTS :] * (slack + 1))
+    corner = np.where(some_fit, corner, np.floor(slack / 2))
+    return np.concatenate([corner, sides], axis=1).astype(np.float32)
+
+
+def _between(draws: np.ndarray, low: float, high: float) -> np.ndarray:
+    return low + (high - low) * draws
 
 
 def between(draws: jax.Array, low: ArrayLike, high: ArrayLike) -> jax.Array:
@@ -69,22 +72,21 @@ def between(draws: jax.Array, low: ArrayLike, high: ArrayLike) -> jax.Array:
     return low + (high - low) * draws
 
 
-def center_crop_box(height: ArrayLike, width: ArrayLike, fraction: float) -> jax.Array:
-    """The central square box whose side is `fraction` of the image's shorter side.
+def center_crop_boxes(sizes: np.ndarray, fraction: float) -> np.ndarray:
+    """The central square boxes whose sides are `fraction` of the images' shorter sides.
 
-    With 7/8 it is what Resize(256) followed by CenterCrop(224) sees.
+    With 7/8 they are what Resize(256) followed by CenterCrop(224) sees.
 
     Args:
-      height: int32 scalar, pixels; may be traced.
-      width: int32 scalar, pixels; may be traced.
+      sizes: int[n, 2], each image's (height, width), pixels.
       fraction: side of the square over the image's shorter side, in (0, 1].
 
     Returns:
-      f32[4]; its numbers may be fractional.
+      f32[n, 4]; the numbers may be fractional.
     """
-    height, width = jnp.asarray(height, jnp.float32), jnp.asarray(width, jnp.float32)
-    side = fraction * jnp.minimum(height, width)
-    return jnp.stack([(height - side) / 2, (width - side) / 2, side, side])
+    sizes = np.asarray(sizes, np.float64)
+    sides = np.repeat(fraction * sizes.min(axis=1, keepdims=True), 2, axis=1)
+    return np.concatenate([(sizes - sides) / 2, sides], axis=1).astype(np.float32)
 
 
 def crop_and_resize(

@@ -1,4 +1,4 @@
-"""From a stored image to an augmented view, with all of a view's randomness in one vector."""
+"""From a crop to an augmented view, with all of a view's randomness in one vector."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from hpt_jax.augment import geometric, photometric
 from hpt_jax.augment.policies import Policy
 
 # Where each operation finds its draws among those of a view.
-_CROP = slice(0, geometric.BOX_DRAWS)
-_JITTER = slice(_CROP.stop, _CROP.stop + photometric.JITTER_DRAWS)
+_JITTER = slice(0, photometric.JITTER_DRAWS)
 _JITTER_YES, _GRAYSCALE_YES, _BLUR_YES, _BLUR_SIGMA, _FLIP_YES = range(
     _JITTER.stop, _JITTER.stop + 5
 )
@@ -36,35 +35,6 @@ def view_draws(rng: jax.Array, step: ArrayLike, slot: ArrayLike, view: int) -> j
     """
     key = jax.random.fold_in(jax.random.fold_in(rng, step), slot + view * 2**24)
     return jax.random.uniform(key, (DRAWS,), jnp.float32)
-
-
-def random_crop(
-    draws: jax.Array,
-    image: jax.Array,
-    height: ArrayLike,
-    width: ArrayLike,
-    policy: Policy,
-    size: int,
-    dtype: DTypeLike = jnp.float32,
-) -> jax.Array:
-    """A random crop of an image, resized to a square.
-
-    Args:
-      draws: the view's `view_draws`.
-      image: u8[H, W, C], padded below and to the right.
-      height: int32 scalar: the image's own height, pixels; may be traced.
-      width: int32 scalar: the image's own width, pixels; may be traced.
-      policy: static.
-      size: side of the view, pixels.
-      dtype: floating dtype of the arithmetic.
-
-    Returns:
-      u8[size, size, C].
-    """
-    box = geometric.random_resized_crop_box(
-        draws[_CROP], height, width, policy.crop_scale, policy.crop_ratio
-    )
-    return geometric.crop_and_resize(image, box, size, dtype)
 
 
 def distort(

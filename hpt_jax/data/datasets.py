@@ -88,7 +88,7 @@ def inspect(name: str, data_dir: str = "") -> dict[str, object] | None:
     shapes = []
     for index in range(0, len(dataset.images), max(1, len(dataset.images) // 64)):
         try:
-            shapes.append(dataset.images[index].shape)
+            shapes.append(dataset.images.read(index).shape)
         except Unreadable:
             continue  # counted and named where the images are loaded
     if not shapes:

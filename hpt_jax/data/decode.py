@@ -1,50 +1,107 @@
-"""Decoding image files."""
+"""Decoding image files: 8 and 16 bit, grey, RGB and any number of bands."""
 
 from __future__ import annotations
 
+import io
 import struct
+from pathlib import Path
 
+import imagecodecs
 import numpy as np
+import tifffile
 from PIL import Image, ImageOps
 
 from hpt_jax.data.images import Unreadable
 
-# What Pillow and the operating system document or raise for a damaged file; anything else is a
-# bug and keeps its traceback.
+# What Pillow, tifffile, imagecodecs (whose codecs' errors are RuntimeErrors) and the operating
+# system document or raise for a damaged file; anything else is a bug and keeps its traceback.
 _DAMAGED = (
     OSError,
     SyntaxError,
     ValueError,
     EOFError,
+    RuntimeError,
     struct.error,
     Image.DecompressionBombError,
 )
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 
 
-def decode(path: str) -> np.ndarray:
-    """Decodes an image file as a viewer shows it: upright, its first frame, without alpha.
+def decode(file: str | bytes, name: str = "", short_side: int = 0) -> np.ndarray:
+    """Decodes an image as a viewer shows it: upright, its first frame, without alpha.
 
     Args:
-      path: the file.
+      file: the path of a file, or a file's content.
+      name: how messages call it; by default the path.
+      short_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which takes a fraction of
+        the time, as long as its short side keeps this many pixels; 0: at its full size. The pixels
+        then differ a little from those of a full decode that is reduced afterwards.
 
     Returns:
-      u8[h, w, 1] for bilevel and grey images, u8[h, w, 3] RGB for all others.
+      u8 or u16 [h, w, c]: 1 channel for bilevel and grey images, 3 (RGB) for colour; all the bands
+      of a TIFF that is neither.
 
     Raises:
-      Unreadable: the file is absent, damaged, cut short, or has 16-bit pixels.
+      Unreadable: the file is absent, damaged or cut short, or its pixels are not unsigned 8-bit or
+        16-bit numbers.
     """
+    name = name or str(file)
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I") or image.mode == "F":
-                raise Unreadable(path, "16-bit pixels are not supported yet")
-            ImageOps.exif_transpose(image, in_place=True)
-            # A transparent colour would make Pillow warn, and alpha is dropped anyway.
-            image.info.pop("transparency", None)
-            grey = image.mode in ("1", "L", "LA")
-            pixels = np.array(image.convert("L" if grey else "RGB"))
+        content = Path(file).read_bytes() if isinstance(file, str) else file
+        if content.startswith(_TIFF):
+            pixels = _tiff(content)
+        elif content.startswith(_PNG) and content[24:25] == b"\x10":
+            pixels = _png16(content)
+        else:
+            pixels = _ordinary(content, short_side)
     except _DAMAGED as error:
-        raise Unreadable(path, _reason(error)) from error
-    return pixels[:, :, None] if grey else pixels
+        raise Unreadable(name, _reason(error)) from error
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise Unreadable(name, f"its pixels are {pixels.dtype}, not unsigned 8-bit or 16-bit")
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _ordinary(content: bytes, short_side: int) -> np.ndarray:
+    """By Pillow: everything of 8 bits, and grey of 16."""
+    with Image.open(io.BytesIO(content)) as image:
+        if short_side and image.format == "JPEG":
+            width, height = image.size
+            short = min(image.size)
+            image.draft(None, (width * short_side // short, height * short_side // short))
+        ImageOps.exif_transpose(image, in_place=True)
+        # A transparent colour would make Pillow warn, and alpha is dropped anyway.
+        image.info.pop("transparency", None)
+        if image.mode.startswith("I;16"):
+            return np.array(image).astype(np.uint16)
+        if image.mode in ("I", "F"):
+            pixels = np.array(image)
+            # Pillow widens PGM files of 16 bits.
+            return pixels.astype(np.uint16) if image.format == "PPM" else pixels
+        grey = image.mode in ("1", "L", "LA")
+        return np.array(image.convert("L" if grey else "RGB"))
+
+
+def _png16(content: bytes) -> np.ndarray:
+    """A PNG of 16 bits, which Pillow would cut down to 8 where it has colours."""
+    pixels = imagecodecs.png_decode(content)
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    return pixels[:, :, : channels - 1] if channels in (2, 4) else pixels  # alpha is the last
+
+
+def _tiff(content: bytes) -> np.ndarray:
+    """By Pillow what it knows: palettes, bilevel, CMYK, 8-bit grey and RGB; the rest by bands."""
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page = file.pages.first
+        bands = page.samplesperpixel - sum(extra in _ALPHA for extra in page.extrasamples)
+        cmyk = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
+        if page.dtype in (np.bool_, np.uint8) and (bands in (1, 3) or cmyk):
+            return _ordinary(content, 0)
+        pixels = page.asarray()
+        if pixels.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+            pixels = np.moveaxis(pixels, 0, -1)
+    return pixels[:, :, :bands] if pixels.ndim == 3 else pixels
 
 
 def _reason(error: BaseException) -> str:
@@ -53,4 +110,4 @@ def _reason(error: BaseException) -> str:
         return "not an image file that Pillow knows"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    return (str(error) or type(error).__name__).splitlines()[0]

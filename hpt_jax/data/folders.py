@@ -31,9 +31,9 @@ class FolderImages:
         """How many files there are."""
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """One image u8[h, w, c]; raises `Unreadable`."""
-        return decode(self.name_of(index))
+    def read(self, index: int, short_side: int = 0) -> np.ndarray:
+        """One image, u8 or u16[h, w, c]; raises `Unreadable`."""
+        return decode(self.name_of(index), short_side=short_side)
 
     def name_of(self, index: int) -> str:
         """The file's whole path."""

@@ -28,8 +28,17 @@ class Images(Protocol):
     def __len__(self) -> int:
         """How many images there are."""
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """One image u8[h, w, c]; raises `Unreadable` where it cannot be decoded."""
+    def read(self, index: int, short_side: int = 0) -> np.ndarray:
+        """One image, u8 or u16[h, w, c].
+
+        Args:
+          index: which.
+          short_side: it may be smaller than stored, as long as its short side keeps this many
+            pixels; 0: as stored.
+
+        Raises:
+          Unreadable: it cannot be decoded.
+        """
 
     def name_of(self, index: int) -> str:
         """How a message names this image: its path, where it has one."""
@@ -46,8 +55,8 @@ class ArrayImages:
         """How many images there are."""
         return len(self.pixels)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """One image u8[h, w, c]."""
+    def read(self, index: int, short_side: int = 0) -> np.ndarray:
+        """One image u8[h, w, c], as it is."""
         return self.pixels[index]
 
     def name_of(self, index: int) -> str:

@@ -70,3 +70,35 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
         here = epochs == epoch
         images[here] = epoch_permutation(seed, epoch, n)[places[here]]
     return images
+
+
+def uniforms(seed: int, step: int, stream: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Random numbers of one step: float64 of `shape`, uniform in [0, 1), the same everywhere.
+
+    Args:
+      seed: in [0, 2**64).
+      step: from 0.
+      stream: which of a step's independent sequences; at least 1 (0 are the permutations).
+      shape: of the result; a longer first axis keeps the numbers of a shorter one.
+    """
+    return (_raw(seed, step, stream, shape) >> np.uint64(11)) * 2.0**-53
+
+
+def shuffle(seed: int, step: int, stream: int, count: int, block: int) -> np.ndarray:
+    """A permutation of `count` slots within consecutive blocks: int64[count].
+
+    Args:
+      seed: as in `uniforms`.
+      step: as in `uniforms`.
+      stream: as in `uniforms`.
+      count: a multiple of `block`.
+      block: no slot leaves its block of this many.
+    """
+    within = np.argsort(_raw(seed, step, stream, (count // block, block)), axis=1, kind="stable")
+    return (within + np.arange(0, count, block)[:, None]).reshape(-1)
+
+
+def _raw(seed: int, step: int, stream: int, shape: tuple[int, ...]) -> np.ndarray:
+    key = np.array([seed, step], np.uint64)
+    counter = np.array([0, 0, 0, stream], np.uint64)
+    return np.random.Philox(counter=counter, key=key).random_raw(shape)

@@ -1,74 +1,136 @@
-"""Frozen features: the evaluation view through the backbone in evaluation mode."""
+"""Frozen features: views of images through the backbone in evaluation mode."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hpt_jax import config as config_lib
 from hpt_jax.augment import geometric, photometric
+from hpt_jax.data import order
+from hpt_jax.data.loader import Crops, Plan
+from hpt_jax.feed import Feed
 from hpt_jax.models.backbone import Backbone
 from hpt_jax.models.resnet import ResNet
-from hpt_jax.parallel import Devices
 
 BATCH = 256  # images a device and call; features do not depend on it
+# Torchvision's RandomResizedCrop, as in the paper's probe.
+_CROP_RATIO = (3 / 4, 4 / 3)
+# Streams of a step's random numbers on the host; pretraining has the first ones.
+_CROP, _FLIP = 11, 12
 
 
 def extract(
-    model: ResNet,
-    backbone: Backbone,
-    pixels: jax.Array,
-    sizes: jax.Array,
-    image_size: int,
-    center_crop: float,
-    devices: Devices,
+    model: ResNet, backbone: Backbone, feed: Feed, image_size: int, center_crop: float
 ) -> np.ndarray:
-    """Features of all stored images, in their order.
+    """Features of the evaluation view of all stored images, in their order.
 
     Args:
       model: the architecture.
       backbone: weights, running statistics and the pixel statistics to normalise with.
-      pixels: u8[n, H, W, C], on the devices.
-      sizes: i32[n, 2].
+      feed: the images.
       image_size: side of the view, in pixels.
       center_crop: the view's share of the short side.
-      devices: to map over.
 
     Returns:
       f32[n, features].
     """
-    program = _compiled(model, image_size, center_crop, devices)
-    count = len(pixels)
+    devices, sizes = feed.devices, feed.store.sizes
+    count = len(sizes)
     batch = min(BATCH, -(-count // devices.count)) * devices.count
-    backbone = devices.replicate(backbone)
-    parts = []
-    for first in range(0, count, batch):
+
+    def plan_batch(number: int) -> Plan:
         # The last batch is filled up with the last image, so that all have one shape.
-        rows = np.minimum(np.arange(first, first + batch), count - 1).astype(np.int32)
-        parts.append(program(backbone, pixels, sizes, devices.shard(rows)))
-    return np.concatenate([devices.gather(part) for part in parts])[:count]
+        rows = np.minimum(np.arange(number * batch, (number + 1) * batch), count - 1)
+        boxes = geometric.center_crop_boxes(sizes[rows], center_crop)
+        return {"image": Crops(rows, boxes), "flip": np.zeros(batch, bool)}
+
+    steps = range(-(-count // batch))
+    parts = [
+        devices.gather(part)
+        for part in _features(model, backbone, feed, plan_batch, steps, image_size)
+    ]
+    return np.concatenate(parts)[:count]
+
+
+def augmented(
+    model: ResNet,
+    backbone: Backbone,
+    feed: Feed,
+    rows: np.ndarray,
+    image_size: int,
+    probe: config_lib.LinearSGD,
+    seed: int,
+) -> Generator[tuple[Any, np.ndarray], None, None]:
+    """Features of randomly cropped and flipped views: the batches of the paper's probe.
+
+    Args:
+      model: the architecture.
+      backbone: as in `extract`.
+      feed: the images.
+      rows: int64[n], the images to train on, as rows of the store.
+      image_size: side of the view, in pixels.
+      probe: steps, batch, crops and flips.
+      seed: of order, crops and flips.
+
+    Yields:
+      For each step (f32[batch_size, features], the rows int64[batch_size] that they show).
+    """
+    devices, sizes = feed.devices, feed.store.sizes
+    size = -(-probe.batch_size // devices.count) * devices.count
+
+    def rows_of(step: int) -> np.ndarray:
+        return rows[order.batch_indices(seed, step, probe.batch_size, len(rows))]
+
+    def plan_batch(step: int) -> Plan:
+        shown = rows_of(step)
+        # Devices take equal parts; what fills them up is cut off again.
+        shown = np.concatenate([shown, np.repeat(shown[-1:], size - len(shown))])
+        draws = order.uniforms(seed, step, _CROP, (size, geometric.BOX_DRAWS))
+        boxes = geometric.random_resized_crop_boxes(
+            draws, sizes[shown], probe.crop_scale, _CROP_RATIO
+        )
+        flip = order.uniforms(seed, step, _FLIP, (size,)) < probe.flip_probability
+        return {"image": Crops(shown, boxes), "flip": flip}
+
+    steps = range(probe.steps)
+    parts = _features(model, backbone, feed, plan_batch, steps, image_size)
+    for step, part in zip(steps, parts, strict=True):
+        yield devices.gather(part)[: probe.batch_size], rows_of(step)
+
+
+def _features(
+    model: ResNet,
+    backbone: Backbone,
+    feed: Feed,
+    plan_batch: Callable[[int], Plan],
+    steps: range,
+    image_size: int,
+) -> Generator[Any, None, None]:
+    """Features of each planned batch of 'image' and 'flip', cut over the devices."""
+    dtype = jnp.promote_types(jnp.float32, model.dtype)
+    program = _compiled(model, feed.devices)
+    backbone = feed.devices.replicate(backbone)
+    for batch in feed.batches(plan_batch, steps, image_size, dtype):
+        yield program(backbone, batch["image"], batch["flip"])
 
 
 @functools.cache
-def _compiled(
-    model: ResNet, image_size: int, center_crop: float, devices: Devices
-) -> Callable[..., Any]:
+def _compiled(model: ResNet, devices: Any) -> Callable[..., Any]:
     dtype = jnp.promote_types(jnp.float32, model.dtype)
 
-    def view(image: jax.Array, size: jax.Array, backbone: Backbone) -> jax.Array:
-        box = geometric.center_crop_box(size[0], size[1], center_crop)
-        image = geometric.crop_and_resize(image, box, image_size, dtype).astype(dtype) / 255
+    def view(image: jax.Array, flip: jax.Array, backbone: Backbone) -> jax.Array:
+        image = geometric.flip(image.astype(dtype) / 255, flip)
         return photometric.normalize(image, backbone.pixel_mean, backbone.pixel_std)
 
-    def program(
-        backbone: Backbone, pixels: jax.Array, sizes: jax.Array, rows: jax.Array
-    ) -> jax.Array:
-        images = jax.vmap(functools.partial(view, backbone=backbone))(pixels[rows], sizes[rows])
+    def program(backbone: Backbone, images: jax.Array, flips: jax.Array) -> jax.Array:
+        images = jax.vmap(functools.partial(view, backbone=backbone))(images, flips)
         features: Any = model.apply(backbone.variables, images, train=False)
         return features
 
-    return devices.map(program, (False, False, False, True), sharded_out=True, donate=False)
+    return devices.map(program, (False, True, True), sharded_out=True, donate=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from numpy.typing import ArrayLike
 
 from hpt_jax.models.resnet import ResNet
 
@@ -23,12 +25,15 @@ class Backbone:
       batch_stats: batch-norm running statistics.
       pixel_mean: f32[channels], of pixels in [0, 1].
       pixel_std: f32[channels].
+      pixel_window: i32[2], the 16-bit values that became 0 and 255; (0, 0) where it was trained on
+        8-bit images.
     """
 
     params: Any
     batch_stats: Any
     pixel_mean: Any
     pixel_std: Any
+    pixel_window: Any = dataclasses.field(default_factory=lambda: np.zeros(2, np.int32))
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -37,7 +42,11 @@ class Backbone:
 
 
 def init_backbone(
-    model: ResNet, rng: jax.Array, pixel_mean: np.ndarray, pixel_std: np.ndarray
+    model: ResNet,
+    rng: jax.Array,
+    pixel_mean: np.ndarray,
+    pixel_std: np.ndarray,
+    pixel_window: ArrayLike = (0, 0),
 ) -> Backbone:
     """A random backbone for images with `len(pixel_mean)` channels."""
     variables = _init(model, len(pixel_mean))(rng)
@@ -46,6 +55,7 @@ def init_backbone(
         variables["batch_stats"],
         jnp.asarray(pixel_mean, jnp.float32),
         jnp.asarray(pixel_std, jnp.float32),
+        jnp.asarray(pixel_window, jnp.int32),
     )
 
 
@@ -53,7 +63,8 @@ def abstract_backbone(model: ResNet, channels: int) -> Backbone:
     """The shapes and dtypes of a backbone; computes nothing."""
     variables = jax.eval_shape(_init(model, channels), jax.eval_shape(jax.random.key, 0))
     pixel = jax.ShapeDtypeStruct((channels,), jnp.float32)
-    return Backbone(variables["params"], variables["batch_stats"], pixel, pixel)
+    window = jax.ShapeDtypeStruct((2,), jnp.int32)
+    return Backbone(variables["params"], variables["batch_stats"], pixel, pixel, window)
 
 
 @functools.cache

@@ -63,7 +63,8 @@ def export_backbone(backbone: Backbone, facts: dict[str, Any], folder: Path) -> 
         )
     mean = [float(x) for x in np.asarray(backbone.pixel_mean)]
     std = [float(x) for x in np.asarray(backbone.pixel_std)]
-    facts = {**facts, "pixel_mean": mean, "pixel_std": std}
+    window = [int(x) for x in np.asarray(backbone.pixel_window)]
+    facts = {**facts, "pixel_mean": mean, "pixel_std": std, "pixel_window": window}
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "backbone.safetensors"
     temporary = target.with_name(target.name + ".tmp")
@@ -96,7 +97,7 @@ def _card(facts: dict[str, Any], tensors: int) -> str:
 
 - Lineage: {facts["lineage"]}
 - Input: {facts["channels"]} channels{" in RGB order" if facts["channels"] == 3 else ""}, \
-{facts["image_size"]} px, scaled to [0, 1], then normalised with
+{facts["image_size"]} px, {_scaling(facts["pixel_window"])}, then normalised with
   - mean {facts["pixel_mean"]}
   - std {facts["pixel_std"]}
 - Convolutions are [out, in, height, width], padded by kernel // 2 on every side; the stride of a \
@@ -104,3 +105,9 @@ bottleneck is on its 3x3.
 - Batch norm: epsilon 1e-5, running statistics of the last stage; use them (evaluation mode) for \
 features.
 """
+
+
+def _scaling(window: list[int]) -> str:
+    if not any(window):
+        return "scaled to [0, 1]"
+    return f"16-bit values from {window[0]} to {window[1]} scaled to [0, 1] and clipped"

@@ -30,12 +30,14 @@ class Weights:
       tensors: by torchvision's names, convolutions as [h, w, in, out].
       pixel_mean: f32[C].
       pixel_std: f32[C].
+      pixel_window: i32[2], as in `Backbone`.
       source: where they come from, in words.
     """
 
     tensors: Mapping[str, Any]
     pixel_mean: np.ndarray
     pixel_std: np.ndarray
+    pixel_window: np.ndarray
     source: str
 
 
@@ -53,11 +55,13 @@ def load(path: str) -> Weights:
             flatten(backbone),
             np.asarray(backbone.pixel_mean),
             np.asarray(backbone.pixel_std),
+            np.asarray(backbone.pixel_window),
             lineage["words"],
         )
     tensors, facts = _read_safetensors(path)
     mean, std = (np.asarray(facts[f"pixel_{name}"], np.float32) for name in ("mean", "std"))
-    return Weights(tensors, mean, std, f"{path}, {facts['lineage']}")
+    window = np.array(facts.get("pixel_window", (0, 0)), np.int32)
+    return Weights(tensors, mean, std, window, f"{path}, {facts['lineage']}")
 
 
 def load_stage(folder: StageFolder) -> Backbone:

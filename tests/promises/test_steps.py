@@ -15,7 +15,11 @@ import pytest
 from hpt_jax import config as config_lib
 from hpt_jax import moco, parallel, pretrain
 from hpt_jax.augment.policies import Policy
-from hpt_jax.augment.views import distort
+from hpt_jax.augment.views import distort, view_draws
+from hpt_jax.data import loader
+from hpt_jax.data import store as store_lib
+from hpt_jax.data.images import ArrayImages, Dataset
+from hpt_jax.feed import Feed
 from hpt_jax.models.backbone import init_backbone
 from hpt_jax.models.batch_norm import GroupLayout
 from hpt_jax.models.resnet import ResNet
@@ -53,17 +57,20 @@ def run_steps() -> Trace:
     model = pretrain.make_model(stage.model, devices)
     settings = moco.make_settings(stage, model, 3)
     pixels = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
-    sizes = np.full((30, 2), 16, np.int32)
+    everything = Dataset("noise", ArrayImages("noise", pixels), {"train": np.arange(30)}, "0")
+    store = store_lib.load(everything, store_lib.Reading(0, 0), 0.0, float("inf"))
+    feed = Feed(store, devices, devices.replicate(store.pixels))
     half = np.full(3, 0.5, np.float32)
     backbone = init_backbone(model, jax.random.key(1), half, half)
     carry = devices.replicate(pretrain._initial_carry(moco, settings, jax.random.key(2), backbone))
-    take_views = pretrain._compiled_views(moco, settings, devices)
     take_step = pretrain._compiled_step(moco, settings, devices)
-    places = devices.shard(np.arange(BATCH))
+
+    def plan_batch(step: int) -> loader.Plan:
+        rows = np.random.default_rng(step).permutation(30)[:BATCH]
+        return moco.plan_batch(settings, 2, step, rows, store.sizes[rows])
+
     trace = Trace(settings, [], [], [], [])
-    for step in range(STEPS):
-        rows = np.random.default_rng(step).permutation(30)[:BATCH].astype(np.int32)
-        batch = take_views(places, pixels, sizes, rows, carry[0].rng, np.int32(step))
+    for batch in feed.batches(plan_batch, range(STEPS), 16, np.float64):
         trace.batches.append(devices.gather(batch))
         trace.before.append(as_numpy(carry[0]))
         carry, metrics = take_step(carry, batch, np.asarray(LEARNING_RATE))
@@ -92,7 +99,7 @@ def distorted(policy: Policy) -> Any:
 
 def view(trace: Trace, step: int, name: str, place: int, slot: int, which: int) -> jax.Array:
     """One normalised view, from the draws of the slot of its example."""
-    draws = moco.view_draws(trace.before[step].rng, step, slot, which)
+    draws = view_draws(trace.before[step].rng, step, slot, which)
     return (distorted(trace.settings.policy)(draws, trace.batches[step][name][place]) - 0.5) / 0.5
 
 
@@ -122,8 +129,7 @@ def keys(trace: Trace) -> list[tuple[np.ndarray, list[Any], np.ndarray]]:
     with jax.enable_x64(True):
         made = []
         for step in range(STEPS):
-            state = trace.before[step]
-            permutation = np.asarray(moco.key_permutation(trace.settings, state.rng, step))
+            permutation = trace.batches[step]["key_slots"]
             made.append((*oracle_keys(trace, step, permutation), permutation))
         return made
 

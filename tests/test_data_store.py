@@ -1,4 +1,4 @@
-"""Promises of the pixels that are held in memory."""
+"""Promises of what is held, or read when asked for, of a set's images."""
 
 import dataclasses
 import threading
@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpt_jax.data import resident
+from hpt_jax.data import store as store_lib
 from hpt_jax.data.datasets import open_dataset
 from hpt_jax.data.images import ArrayImages, Dataset, Unreadable
+from hpt_jax.data.store import Reading
 from hpt_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -28,7 +29,7 @@ class Listed:
     def __len__(self):
         return len(self.arrays)
 
-    def __getitem__(self, index):
+    def read(self, index, short_side=0):
         if self.arrays[index] is None:
             raise Unreadable(self.name_of(index), f"reason {index}")
         return self.arrays[index]
@@ -42,9 +43,9 @@ def dataset_of(*arrays):
     return Dataset("folder:some", Listed(list(arrays)), {"train": everything}, "0")
 
 
-def load(dataset, store_px=0, channels=0, max_unreadable=0.0, indices=None, **more):
-    indices = dataset.splits["train"] if indices is None else indices
-    return resident.load(dataset, indices, store_px, channels, max_unreadable, **more)
+def load(dataset, store_px=0, channels=0, max_unreadable=0.0, max_bytes=float("inf"), **more):
+    reading = Reading(store_px, channels)
+    return store_lib.load(dataset, reading, max_unreadable, max_bytes, **more)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -85,14 +86,12 @@ def test_padding_is_zero_below_and_to_the_right():
         np.testing.assert_array_equal(store.pixels[row], np.where(inside, 255, 0))
 
 
-def test_rows_follow_the_order_asked_for():
-    images = [np.full((2, 2, 1), value, np.uint8) for value in range(20)]
-    wanted = [7, 3, 19, 0, 7]
-    store = load(dataset_of(*images), indices=wanted)
-    assert store.index.tolist() == wanted
-    assert store.index.dtype == np.int64
-    assert store.sizes.dtype == np.int32
-    assert store.pixels[:, 0, 0, 0].tolist() == wanted
+def test_rows_follow_the_order_of_the_dataset_whatever_takes_longest():
+    sides = [200, 1, 1, 150, 1, 90] * 4
+    images = [np.full((side, side, 1), value, np.uint8) for value, side in enumerate(sides)]
+    store = load(dataset_of(*images), store_px=1)
+    assert store.index.tolist() == list(range(24))
+    assert store.pixels[:, 0, 0, 0].tolist() == list(range(24))
 
 
 @pytest.mark.parametrize("store_px", [0, 4])
@@ -170,7 +169,7 @@ def test_nothing_readable_is_an_error_whatever_is_allowed():
     with pytest.raises(UserError, match="2 of 2"):
         load(dataset_of(None, None), max_unreadable=1.0)
     with pytest.raises(UserError, match="at least one image"):
-        load(dataset_of(None, None), max_unreadable=1.0, indices=[])
+        load(dataset_of(), max_unreadable=1.0)
 
 
 def test_progress_is_told_after_each_image_in_the_calling_thread():
@@ -191,3 +190,99 @@ def test_a_folder_and_the_same_pixels_in_memory_give_one_store(tmp_path):
     memory = load(dataclasses.replace(dataset_of(*arrays), images=ArrayImages("x", arrays)), 5)
     np.testing.assert_array_equal(folder.pixels, memory.pixels)
     np.testing.assert_array_equal(folder.sizes, memory.sizes)
+
+
+MIXED = [(9, 4), (6, 18), (1, 1), (20, 30), (3, 40)]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_what_is_read_when_asked_for_equals_what_is_held(channels):
+    images = [noise(height, width, channels) for height, width in MIXED]
+    held = load(dataset_of(*images, None), store_px=5, max_unreadable=0.5)
+    read = load(dataset_of(*images, None), store_px=5, max_unreadable=0.5, max_bytes=0)
+    assert read.pixels is None
+    assert held.unreadable == read.unreadable == (("file5.png", "reason 5"),)
+    for name in ("index", "sizes", "moments"):
+        np.testing.assert_array_equal(getattr(held, name), getattr(read, name))
+    for row in range(len(MIXED)):
+        np.testing.assert_array_equal(held.read(row), read.read(row))
+
+
+def test_pixels_are_held_up_to_the_limit_with_all_padding_counted():
+    dataset = dataset_of(noise(4, 2, 3), noise(3, 7, 3))
+    needed = 2 * 4 * 7 * 3
+    assert load(dataset, max_bytes=needed).pixels.nbytes == needed
+    assert load(dataset, max_bytes=needed - 1).pixels is None
+    assert load(dataset, max_bytes=needed - 1).padded_bytes == needed
+
+
+def test_moments_are_the_means_of_x_and_of_its_square():
+    image = noise(5, 7, 3)
+    moments = load(dataset_of(image), max_bytes=0).moments
+    scaled = image / 255
+    np.testing.assert_allclose(moments[0, 0], scaled.mean(axis=(0, 1)), rtol=1e-12)
+    np.testing.assert_allclose(moments[0, 1], np.square(scaled).mean(axis=(0, 1)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_scan_is_found_again_as_it_was(tmp_path, deep):
+    images = [noise(height, width, 3) for height, width in MIXED]
+    if deep:
+        images = [image.astype(np.uint16) * 11 for image in images]
+    dataset = dataset_of(*images, None)
+    made = load(dataset, store_px=5, max_unreadable=0.5, max_bytes=0)
+    store_lib.save_scan(made, tmp_path / "scans" / "one.npz")
+    path = tmp_path / "scans" / "one.npz"
+    found = store_lib.load_scan(dataset, Reading(5, 0), 0.5, path)
+    assert [file.name for file in path.parent.iterdir()] == ["one.npz"]
+    assert found.unreadable == made.unreadable
+    assert found.reading == made.reading
+    assert (found.reading.window is not None) == deep
+    for name in ("index", "sizes", "moments"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
+    np.testing.assert_array_equal(found.read(3), made.read(3))
+    with pytest.raises(UserError, match="1 of 6"):
+        store_lib.load_scan(dataset, Reading(5, 0), 0.1, path)
+
+
+def test_an_image_that_changes_during_a_run_is_named():
+    dataset = dataset_of(noise(4, 4, 3), noise(4, 4, 3))
+    store = load(dataset, max_bytes=0)
+    dataset.images.arrays[0] = noise(5, 4, 3)
+    dataset.images.arrays[1] = None
+    with pytest.raises(UserError, match=r"file0\.png has changed: it is now \(5, 4, 3\)"):
+        store.read(0)
+    with pytest.raises(UserError, match=r"file1\.png has changed: reason 1"):
+        store.read(1)
+
+
+def test_sixteen_bits_are_seen_through_the_window_of_the_training_images():
+    train = np.arange(1000, 3000, dtype=np.uint16).reshape(40, 50, 1)
+    test = np.array([[0, 1001, 2997, 65535]], np.uint16)[:, :, None]
+    dataset = dataset_of(train, test)
+    dataset = dataclasses.replace(dataset, splits={"train": np.array([0]), "test": np.array([1])})
+    store = load(dataset)
+    # 2,000 values once each: 2 of them lie below the 0.1 percentile, 2 above the 99.9.
+    low, high = store.reading.window
+    assert (low, high) == (1001, 2997)
+    assert store.read(1).reshape(-1).tolist() == [0, 0, 255, 255]
+    middle = store.read(0).reshape(-1)[999]  # of the value 1999
+    assert middle == round((1999 - low) / (high - low) * 255)
+    given = store_lib.load(dataset, Reading(0, 0, (0, 65535)), 0.0, float("inf"))
+    assert given.reading.window == (0, 65535)
+    assert given.read(1).reshape(-1).tolist() == [0, 4, 12, 255]
+
+
+def test_a_window_means_nothing_to_eight_bits():
+    image = noise(4, 4, 3)
+    store = store_lib.load(dataset_of(image), Reading(0, 0, (10, 20)), 0.0, float("inf"))
+    assert store.reading.window is None
+    np.testing.assert_array_equal(store.read(0), image)
+
+
+@pytest.mark.parametrize("first", [np.uint8, np.uint16])
+def test_depths_that_are_mixed_name_the_odd_one(first):
+    other = np.uint16 if first is np.uint8 else np.uint8
+    images = [np.zeros((3, 3, 1), kind) for kind in (first, first, other)]
+    with pytest.raises(UserError, match=r"file2\.png has (8|16)"):
+        load(dataset_of(*images))
