@@ -11,7 +11,7 @@ from hpt_jax import plan, pretrain
 from hpt_jax.augment.policies import for_channels
 from hpt_jax.config import Config
 from hpt_jax.errors import Mistake, UserError
-from hpt_jax.evaluate import evaluations
+from hpt_jax.evaluate.metrics import check_metric
 from hpt_jax.library import Library, StageData
 from hpt_jax.lineage import kin
 from hpt_jax.models.backbone import Backbone, abstract_backbone, init_backbone
@@ -89,7 +89,7 @@ def check(
 
 def _check_target(config: Config, stage: plan.Stage, library: Library) -> None:
     name, data = config.target, library.target(config.target, stage)
-    evaluations.check_metric(config.metric, data.dataset.multi_label)
+    check_metric(config.metric, data.dataset.multi_label)
     has, takes = data.store.channels, _channels(stage, library)
     if has != takes:
         raise UserError(

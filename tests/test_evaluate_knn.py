@@ -15,8 +15,14 @@ def brute_force(train_x, train_y, x, num_classes, k, temperature):
     votes = np.zeros((len(x), num_classes))
     for i, query in enumerate(x):
         similarity = unit @ (query / np.linalg.norm(query))
-        for j in np.argsort(-similarity, kind="stable")[:k]:
-            votes[i, train_y[j]] += np.exp(similarity[j] / temperature)
+        nearest = np.argsort(-similarity, kind="stable")[:k]
+        total = np.exp(similarity[nearest] / temperature).sum()
+        for j in nearest:
+            weight = np.exp(similarity[j] / temperature)
+            if train_y.ndim == 1:
+                votes[i, train_y[j]] += weight / total
+            else:
+                votes[i] += weight / total * train_y[j]
     return votes
 
 
@@ -54,15 +60,23 @@ def test_length_of_features_does_not_matter():
     np.testing.assert_allclose(one, other, rtol=1e-4)
 
 
-def test_zero_features_vote_weight_one_and_never_nan():
+def test_votes_for_several_labels_an_image_equal_brute_force():
+    train_x, _, x, _ = blobs(90, 40, seed=3)
+    labels = np.random.default_rng(0).integers(0, 2, (90, 5), dtype=np.uint8)
+    votes = knn.predict(train_x, labels, x, 5, k=7)
+    expected = brute_force(train_x.astype(float), labels, x.astype(float), 5, 7, 0.07)
+    np.testing.assert_allclose(votes, expected, rtol=2e-4, atol=1e-6)
+
+
+def test_zero_features_vote_alike_and_never_nan():
     votes = knn.predict(np.zeros((3, 2), np.float32), [0, 1, 1], np.ones((1, 2), np.float32), 3)
-    np.testing.assert_array_equal(votes, [[1, 2, 0]])
+    np.testing.assert_allclose(votes, [[1 / 3, 2 / 3, 0]], rtol=1e-6)
 
 
 def test_equally_near_neighbours_are_taken_in_training_order():
     train_x = np.ones((6, 3), np.float32)
     votes = knn.predict(train_x, [2, 0, 0, 1, 1, 1], np.ones((1, 3), np.float32), 3, k=3)
-    np.testing.assert_allclose(votes / votes.sum(), [[2 / 3, 0, 1 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(votes, [[2 / 3, 0, 1 / 3]], rtol=1e-6)
 
 
 def test_blocks_do_not_change_the_votes_and_bound_the_similarities(monkeypatch):

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hpt_jax.evaluate import linear
-from hpt_jax.evaluate.metrics import top1
+from hpt_jax.evaluate.metrics import macro_auroc, top1
 
 
 def digits(dtype=np.float32):
@@ -132,7 +132,7 @@ def test_of_equally_good_values_the_strongest_regularisation_wins():
 
 
 def test_selection_has_no_way_in_for_test_data():
-    expected = ["train_x", "train_y", "val_x", "val_y", "num_classes"]
+    expected = ["train_x", "train_y", "val_x", "val_y", "num_classes", "metric"]
     assert list(inspect.signature(linear.select).parameters) == expected
 
 
@@ -153,3 +153,41 @@ def test_a_fit_that_stops_early_warns_nobody(monkeypatch):
 def test_bad_features_and_labels_are_refused(x, y):
     with pytest.raises(ValueError):
         linear.fit(x, y, 3, 1.0)
+
+
+def several(n=200, classes=4, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 6))
+    y = (x @ rng.normal(size=(6, classes)) + rng.normal(size=(n, classes)) > 0.5).astype(np.uint8)
+    return x, y
+
+
+def test_several_labels_an_image_are_sklearns_regression_of_each_class(monkeypatch):
+    monkeypatch.setattr(linear, "_TOLERANCE", 1e-8)
+    x, y = several()
+    probe = linear.fit(x, y, 4, 0.3)
+    for index in range(4):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, tol=1e-8, max_iter=5000))
+        expected = model.fit(x, y[:, index]).decision_function(x)
+        np.testing.assert_allclose(linear.scores(probe, x)[:, index], expected, atol=1e-4)
+
+
+def test_a_class_that_every_or_no_image_has_gets_one_score_for_all():
+    x, y = several()
+    y[:, 1], y[:, 2] = 0, 1
+    found = linear.scores(linear.fit(x, y, 4, 1.0), x)
+    assert np.isfinite(found).all()
+    assert (found[:, 1:3] == found[:1, 1:3]).all()
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_selection_goes_by_the_metric_it_is_given(multi_label):
+    x, y = several(300) if multi_label else digits(np.float64)
+    classes = y.shape[1] if multi_label else 10
+    train, val = slice(0, 40), slice(40, 300)
+    _, selection = linear.select(x[train], y[train], x[val], y[val], classes, "macro_auroc")
+    for strength, value in selection.curve:
+        probe = linear.fit(x[train], y[train], classes, strength)
+        assert value == macro_auroc(linear.scores(probe, x[val]), y[val])[0]
+    assert selection.metric == "macro_auroc"
+    assert selection.value == max(value for _, value in selection.curve)

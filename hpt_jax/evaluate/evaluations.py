@@ -1,4 +1,7 @@
-"""The evaluations by name: features and labels in, one small JSON-able result out."""
+"""The evaluations of cached features by name: features and labels in, one small result out.
+
+`linear_sgd`, which sees new views of the images at every step, is a module of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,41 +12,61 @@ from typing import Any
 import numpy as np
 
 from hpt_jax.evaluate import knn, linear
-from hpt_jax.evaluate.metrics import top1
+from hpt_jax.evaluate.metrics import score
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Features f32[n, d] and labels i32[n] of one split."""
+    """Features f32[n, d] of one split, and labels: i32[n], or u8[n, classes] zeros and ones."""
 
     features: np.ndarray
     labels: np.ndarray
 
 
-def evaluate_linear(train: Split, val: Split, test: Split, classes: int) -> dict[str, Any]:
-    """The fast linear probe: trained on train, regularisation chosen on val, tested once."""
-    probe, selection = linear.select(
-        train.features, train.labels, val.features, val.labels, classes
-    )
+def result(
+    val: float, test: tuple[float, tuple[int, ...]], selection: linear.Selection | None
+) -> dict[str, Any]:
+    """What a file of one finished evaluation holds.
+
+    Args:
+      val: the metric on validation.
+      test: the metric on test, and the classes that it leaves out.
+      selection: what was chosen on validation, if anything was.
+    """
+    value, undefined = test
     return {
-        "val": selection.value,
-        "test": top1(linear.scores(probe, test.features), test.labels),
-        "selected_by": "val",
-        "selection": dataclasses.asdict(selection),
+        "val": val,
+        "test": value,
+        "undefined_classes": list(undefined),
+        "selected_by": "val" if selection else "",
+        "selection": dataclasses.asdict(selection) if selection else None,
     }
 
 
-def evaluate_knn(train: Split, val: Split, test: Split, classes: int) -> dict[str, Any]:
+def evaluate_linear(
+    train: Split, val: Split, test: Split, classes: int, metric: str
+) -> dict[str, Any]:
+    """The fast linear probe: trained on train, regularisation chosen on val, tested once."""
+    probe, selection = linear.select(
+        train.features, train.labels, val.features, val.labels, classes, metric
+    )
+    tested = score(metric, linear.scores(probe, test.features), test.labels)
+    return result(selection.value, tested, selection)
+
+
+def evaluate_knn(
+    train: Split, val: Split, test: Split, classes: int, metric: str
+) -> dict[str, Any]:
     """Weighted kNN with fixed k and temperature: nothing is chosen."""
 
-    def accuracy(split: Split) -> float:
+    def judged(split: Split) -> tuple[float, tuple[int, ...]]:
         votes = knn.predict(train.features, train.labels, split.features, classes)
-        return top1(votes, split.labels)
+        return score(metric, votes, split.labels)
 
-    return {"val": accuracy(val), "test": accuracy(test), "selected_by": "", "selection": None}
+    return result(judged(val)[0], judged(test), None)
 
 
-EVALUATIONS: dict[str, Callable[[Split, Split, Split, int], dict[str, Any]]] = {
+EVALUATIONS: dict[str, Callable[[Split, Split, Split, int, str], dict[str, Any]]] = {
     "linear": evaluate_linear,
     "knn": evaluate_knn,
 }

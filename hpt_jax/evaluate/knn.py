@@ -34,14 +34,15 @@ def predict(
 
     Args:
       train_x: float [n, d] features; an all-zero row has similarity 0 to everything.
-      train_y: int [n], labels in [0, num_classes).
+      train_y: int [n], labels in [0, num_classes), or zeros and ones [n, num_classes].
       x: float [m, d] features to classify.
       num_classes: number of columns of the result.
       k: neighbours that vote; at most n do. Of equally near ones, those earlier in `train_x`.
       temperature: T, in units of cosine similarity.
 
     Returns:
-      Float [m, num_classes] sums of weights, not normalised, in the features' dtype.
+      Float [m, num_classes], each class's share of the weights, in the features' dtype. Shares, so
+      that they can be compared between queries too.
 
     Raises:
       ValueError: shapes disagree, there is no training example, k < 1, or a label lies outside
@@ -50,10 +51,11 @@ def predict(
     train_x, x = jnp.asarray(train_x), jnp.asarray(x)
     labels = np.asarray(train_y)
     n = train_x.shape[0]
-    if train_x.ndim != 2 or x.shape[1:] != train_x.shape[1:] or labels.shape != (n,) or n == 0:
+    fits = labels.shape in ((n,), (n, num_classes))
+    if train_x.ndim != 2 or x.shape[1:] != train_x.shape[1:] or not fits or n == 0:
         raise ValueError(
-            f"need train_x [n, d], train_y [n], x [m, d], n > 0: {train_x.shape=}, "
-            f"{labels.shape=}, {x.shape=}"
+            f"need train_x [n, d], train_y [n] or [n, {num_classes}], x [m, d], n > 0: "
+            f"{train_x.shape=}, {labels.shape=}, {x.shape=}"
         )
     if k < 1:
         raise ValueError(f"k must be at least 1: {k=}")
@@ -78,10 +80,12 @@ def _votes(
         # The default precision of accelerators is coarse enough to change who is nearest.
         similarity = jnp.matmul(train_x, query, precision=jax.lax.Precision.HIGHEST)
         nearest, where = jax.lax.top_k(similarity, k)
-        weight = jnp.exp(nearest / temperature)
+        weight = jax.nn.softmax(nearest / temperature)
         # A product with one-hot rows, because a scatter-add is not deterministic on GPUs.
-        one_hot = jax.nn.one_hot(train_y[where], num_classes, dtype=weight.dtype)
-        return jnp.matmul(weight, one_hot, precision=jax.lax.Precision.HIGHEST)
+        rows = train_y[where]
+        if rows.ndim == 1:
+            rows = jax.nn.one_hot(rows, num_classes)
+        return jnp.matmul(weight, rows.astype(weight.dtype), precision=jax.lax.Precision.HIGHEST)
 
     block = max(1, min(_BLOCK_QUERIES, _BLOCK_ELEMENTS // train_x.shape[0]))
     return jax.lax.map(vote, _unit(x), batch_size=block)

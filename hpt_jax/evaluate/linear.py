@@ -1,7 +1,8 @@
 """The fast linear probe: regularised softmax regression on cached frozen features.
 
 The objective is sum_i CE(softmax(z_i W + b), y_i) + |W|^2 / (2 C) on standardised features z,
-with the strength C chosen by top-1 on validation. Nothing here ever takes test data.
+with the strength C chosen by the metric on validation. Where an image may have several labels, each
+class has a logistic regression of its own. Nothing here ever takes test data.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import warnings
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hpt_jax.evaluate.metrics import top1
+from hpt_jax.evaluate.metrics import score
 
 # Strongest first. Aerial scenes (256 and 512 dimensions, 7 and 30 classes) peak at 0.1 and lose
 # points on both sides; digits (128 to 2,048 dimensions) gain a point at most above 0.1.
@@ -69,7 +70,8 @@ def fit(
 
     Args:
       train_x: float [n, d] features. float64 is solved in float64, all else in float32.
-      train_y: int [n], labels in [0, num_classes); classes may be absent.
+      train_y: int [n], labels in [0, num_classes), or zeros and ones [n, num_classes]; classes may
+        be absent.
       num_classes: number of columns of the probe.
       regularization: C, the inverse strength as in scikit-learn: smaller is stronger.
 
@@ -78,14 +80,18 @@ def fit(
         outside [0, num_classes).
     """
     x, y = np.asarray(train_x), np.asarray(train_y)
-    if x.ndim != 2 or y.shape != x.shape[:1] or not y.size:
-        raise ValueError(f"need train_x [n, d], train_y [n], n > 0: {x.shape=}, {y.shape=}")
-    if y.min() < 0 or y.max() >= num_classes:
+    if x.ndim != 2 or y.shape not in (x.shape[:1], (len(x), num_classes)) or not y.size:
+        expected = f"train_x [n, d], train_y [n] or [n, {num_classes}], n > 0"
+        raise ValueError(f"need {expected}: {x.shape=}, {y.shape=}")
+    if y.min() < 0 or y.max() >= (num_classes if y.ndim == 1 else 2):
         raise ValueError(f"labels span {y.min()}..{y.max()}: {num_classes=}")
     if not np.isfinite(x).all():
         raise ValueError(f"{int((~np.isfinite(x)).sum())} feature values are not finite")
     dtype = np.result_type(x.dtype, np.float32)
     mean, scale = _standardisation(x, dtype)
+    if y.ndim == 2:
+        weights, bias = _solve_each((x - mean) / scale, y, regularization)
+        return LinearProbe(mean, scale, weights, bias)
     present, weights, bias = _solve((x - mean) / scale, y, num_classes, regularization)
     all_weights = np.zeros((x.shape[1], num_classes), dtype)
     all_bias = np.full(num_classes, np.finfo(dtype).min, dtype)
@@ -104,6 +110,7 @@ def select(
     val_x: ArrayLike,
     val_y: ArrayLike,
     num_classes: int,
+    metric: str = "top1",
 ) -> tuple[LinearProbe, Selection]:
     """Train on train with every C of `GRID` and keep the best on validation.
 
@@ -112,19 +119,20 @@ def select(
 
     Args:
       train_x: float [n, d] features.
-      train_y: int [n], labels in [0, num_classes).
+      train_y: int [n], labels in [0, num_classes), or zeros and ones [n, num_classes].
       val_x: float [m, d] features.
-      val_y: int [m] labels.
+      val_y: labels of the same kind.
       num_classes: number of columns of the probe.
+      metric: 'top1' or 'macro_auroc', on validation.
 
     Raises:
       ValueError: as `fit`, or validation is empty or of another shape.
     """
     probes = [fit(train_x, train_y, num_classes, candidate) for candidate in GRID]
-    values = [top1(scores(probe, val_x), val_y) for probe in probes]
+    values = [score(metric, scores(probe, val_x), val_y)[0] for probe in probes]
     best = int(np.argmax(values))
     curve = tuple(zip(GRID, values, strict=True))
-    return probes[best], Selection(GRID[best], "top1", values[best], curve)
+    return probes[best], Selection(GRID[best], metric, values[best], curve)
 
 
 def _standardisation(
@@ -135,6 +143,21 @@ def _standardisation(
     constant = x.max(axis=0) == x.min(axis=0)
     scale = np.where(constant, 1, x.std(axis=0, dtype=np.float64))
     return x.mean(axis=0, dtype=np.float64).astype(dtype), scale.astype(dtype)
+
+
+def _solve_each(
+    z: NDArray[np.floating], y: NDArray[np.integer], regularization: float
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Weights [d, classes] and biases [classes] of one logistic regression for each class."""
+    weights = np.zeros((z.shape[1], y.shape[1]), z.dtype)
+    bias = np.zeros(y.shape[1], z.dtype)
+    for index, positive in enumerate(y.T):
+        if positive.min() == positive.max():
+            continue  # nothing to tell apart: a constant score
+        # Half of softmax's strength: its two columns -w/2 and w/2 are one column w here.
+        _, both, biases = _solve(z, positive, 2, regularization / 2)
+        weights[:, index], bias[index] = both[:, 1] - both[:, 0], biases[1] - biases[0]
+    return weights, bias
 
 
 def _solve(
