@@ -202,7 +202,7 @@ def test_absent_and_empty_folders_are_named(ask, tmp_path):
         ("floder:images", "folder:PATH"),
         ("images", "folder:PATH"),
         ("folder:", "folder:PATH"),
-        ("tfds:mnist", "not in this version"),
+        ("tfds:mnits", "'mnist'"),
         ("package:mnits", "'mnist'"),
     ],
 )

@@ -7,9 +7,12 @@ installed Python package ships; `tfds:NAME` is a set of the TensorFlow Datasets 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 
+from hpt_jax.data.catalog import fingerprint_of_catalog, open_catalog
+from hpt_jax.data.catalog import prepare as prepare_catalog
 from hpt_jax.data.folders import fingerprint_of_folder, open_folder
 from hpt_jax.data.images import Dataset, Unreadable
 from hpt_jax.data.packages import PACKAGES, fingerprint_of_package, open_package
@@ -22,8 +25,8 @@ def open_dataset(
     """Opens a dataset; no pixel of a folder is read yet.
 
     Args:
-      name: `folder:PATH` or `package:NAME`.
-      data_dir: where relative folders are looked for.
+      name: `folder:PATH`, `package:NAME` or `tfds:NAME`.
+      data_dir: where relative folders and prepared TFDS sets are looked for.
       val_fraction: share of train that becomes val where a labelled set has none.
       test_fraction: the same for test.
 
@@ -44,6 +47,8 @@ def open_dataset(
         )
     if scheme == "package":
         return open_package(name, place, fractions)
+    if scheme == "tfds":
+        return open_catalog(name, place, data_dir, fractions)
     return open_folder(name, _root(place, data_dir), fractions)
 
 
@@ -58,17 +63,39 @@ def fingerprint_of(name: str, data_dir: str = "") -> str | None:
     scheme, place = _parse(name)
     if scheme == "package":
         return fingerprint_of_package(place)
+    if scheme == "tfds":
+        return fingerprint_of_catalog(place, data_dir)
     return fingerprint_of_folder(name, _root(place, data_dir))
+
+
+def prepare(name: str, data_dir: str, line: Callable[[str], None]) -> None:
+    """Fetches a dataset of a catalog, unless it is there; all others are what they are.
+
+    Args:
+      name: of the dataset.
+      data_dir: as in `open_dataset`.
+      line: where it is told.
+
+    Raises:
+      UserError: it cannot be had.
+    """
+    scheme, place = _parse(name)
+    if scheme == "tfds":
+        prepare_catalog(place, data_dir, line)
 
 
 def _parse(name: str) -> tuple[str, str]:
     """`scheme:place` taken apart."""
     scheme, _, place = name.partition(":")
-    if scheme in ("folder", "package") and place:
+    if scheme in ("folder", "package", "tfds") and place:
         return scheme, place
-    known = "Write folder:PATH for a folder of images, or package:NAME (" + ", ".join(PACKAGES)
-    absent = "tfds: is not in this version. " if scheme == "tfds" else ""
-    raise UserError("dataset", name, "folder:PATH or package:NAME", f"{absent}{known}).")
+    raise UserError(
+        "dataset",
+        name,
+        "folder:PATH, package:NAME or tfds:NAME",
+        f"Write folder:PATH for a folder of images, package:NAME ({', '.join(PACKAGES)}), or "
+        "tfds:NAME for a set of the TensorFlow Datasets catalog.",
+    )
 
 
 def _root(place: str, data_dir: str) -> str:

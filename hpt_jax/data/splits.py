@@ -26,7 +26,7 @@ def subset(
 
     Args:
       dataset_indices: int64[n], the images to choose from.
-      labels: i32[len(dataset.images)], looked up at `dataset_indices`, or None.
+      labels: of all the dataset's images, looked up at `dataset_indices`, or None.
       amount: a float in (0, 1] is a fraction of n (at least one image), an int a count.
       seed: in [0, 2**64).
 
@@ -48,11 +48,29 @@ def subset(
         )
     if labels is None:
         return np.sort(chosen_from[permutation((_SUBSET_KEY, seed), n)[:total]])
-    _, classes, sizes = np.unique(labels[chosen_from], return_inverse=True, return_counts=True)
+    _, classes, sizes = np.unique(
+        strata(labels[chosen_from]), return_inverse=True, return_counts=True
+    )
     least = np.full_like(sizes, 1 if total >= len(sizes) else 0)
     counts = _apportion(total, total * sizes / n, least, sizes, (_SUBSET_KEY + 1, seed))
     ranks = _ranks_in_class(classes, sizes, (_SUBSET_KEY, seed))
     return np.sort(chosen_from[ranks < counts[classes]])
+
+
+def strata(labels: np.ndarray) -> np.ndarray:
+    """The group of each image, by which splits and subsets are kept in proportion: int[n].
+
+    Args:
+      labels: i32[n], which are the groups; or u8[n, classes] zeros and ones, where each image
+        counts under the rarest of its labels (the first of equally rare ones), and those without
+        any are a group of their own.
+    """
+    if labels.ndim == 1:
+        return labels
+    # Rarest first; images without a label find nothing there, and take what comes after all.
+    rarest_first = np.argsort(labels.sum(axis=0), kind="stable")
+    has = labels[:, rarest_first] > 0
+    return np.where(has.any(axis=1), rarest_first[has.argmax(axis=1)], labels.shape[1])
 
 
 def with_cut_splits(
@@ -60,21 +78,25 @@ def with_cut_splits(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Cuts the missing ones of val and test from train, by class; one of each class stays.
 
-    Every class gives its share rounded up or down, unless that would empty it. The cut
-    depends on the data alone, so that all seeds and studies are judged on the same images.
+    Every class gives its share rounded up or down, unless that would empty it; where hardly an
+    image shares its class with another, the cut does not look at classes. It depends on the data
+    alone, so that all seeds and studies are judged on the same images.
 
     Args:
       given: 'train' and perhaps others -> sorted int64 indices.
-      labels: i32, looked up at these indices.
+      labels: as in `strata`, looked up at these indices.
       fractions: split -> share of the train set as given.
 
     Returns:
       All three splits and the names of those that were cut.
     """
     train = given["train"]
-    _, classes, sizes = np.unique(labels[train], return_inverse=True, return_counts=True)
-    ranks = _ranks_in_class(classes, sizes, (_SPLIT_KEY, 0))
     missing = tuple(split for split in ("val", "test") if split not in given)
+    groups = strata(labels[train])
+    if len(train) - len(np.unique(groups)) < len(missing):
+        groups = np.zeros(len(train), np.int32)
+    _, classes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    ranks = _ranks_in_class(classes, sizes, (_SPLIT_KEY, 0))
     splits = dict(given)
     taken = np.zeros_like(sizes)
     for split in missing:
