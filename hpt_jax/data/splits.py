@@ -78,9 +78,10 @@ def with_cut_splits(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Cuts the missing ones of val and test from train, by class; one of each class stays.
 
-    Every class gives its share rounded up or down, unless that would empty it; where hardly an
-    image shares its class with another, the cut does not look at classes. It depends on the data
-    alone, so that all seeds and studies are judged on the same images.
+    Every class gives its share rounded up or down, unless that would empty it. Where hardly an
+    image shares its class with another, so that a split would stay empty, the cut does not look at
+    classes. It depends on the data alone, so that all seeds and studies are judged on the same
+    images.
 
     Args:
       given: 'train' and perhaps others -> sorted int64 indices.
@@ -90,14 +91,21 @@ def with_cut_splits(
     Returns:
       All three splits and the names of those that were cut.
     """
-    train = given["train"]
     missing = tuple(split for split in ("val", "test") if split not in given)
-    groups = strata(labels[train])
-    if len(train) - len(np.unique(groups)) < len(missing):
-        groups = np.zeros(len(train), np.int32)
+    splits = given | _cut(given["train"], strata(labels[given["train"]]), missing, fractions)
+    if not all(len(splits[split]) for split in missing if fractions[split]):
+        alike = np.zeros(len(given["train"]), np.int32)
+        splits = given | _cut(given["train"], alike, missing, fractions)
+    return {split: splits[split] for split in SPLITS}, missing
+
+
+def _cut(
+    train: np.ndarray, groups: np.ndarray, missing: tuple[str, ...], fractions: dict[str, float]
+) -> dict[str, np.ndarray]:
+    """'train' and the missing splits, each group in proportion and never emptied."""
     _, classes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     ranks = _ranks_in_class(classes, sizes, (_SPLIT_KEY, 0))
-    splits = dict(given)
+    splits = {}
     taken = np.zeros_like(sizes)
     for split in missing:
         key = (_SPLIT_KEY, SPLITS.index(split))
@@ -109,8 +117,7 @@ def with_cut_splits(
         here = (ranks >= taken[classes]) & (ranks < (taken + counts)[classes])
         splits[split] = train[here]
         taken = taken + counts
-    splits["train"] = train[ranks >= taken[classes]]
-    return {split: splits[split] for split in SPLITS}, missing
+    return {"train": train[ranks >= taken[classes]], **splits}
 
 
 def _ranks_in_class(classes: np.ndarray, sizes: np.ndarray, key: tuple[int, int]) -> np.ndarray:

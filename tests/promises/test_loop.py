@@ -12,7 +12,7 @@ from ml_collections import config_dict
 from PIL import Image
 from support import folder_of, last_stage, saved, tiny_config
 
-from hpt_jax import parallel, pretrain, run
+from hpt_jax import moco, parallel, run
 from hpt_jax.errors import UserError
 from hpt_jax.library import Library
 from hpt_jax.telemetry.display import Display
@@ -26,24 +26,25 @@ def config_of(images: Path, steps: int, **stage: Any) -> config_dict.ConfigDict:
     return config
 
 
+PIPELINES = pytest.mark.parametrize("pipeline", ["resident", "host"])
+
+
+@PIPELINES
 def test_every_example_is_seen_once_per_epoch(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: str
 ) -> None:
-    seen: list[int] = []
-    compiled = pretrain._compiled_views
+    shown: dict[int, list[int]] = {}
+    plan_batch = moco.plan_batch
 
-    def recorded(*arguments: Any) -> Any:
-        take_views = compiled(*arguments)
+    def recorded(settings: Any, seed: int, step: int, rows: np.ndarray, sizes: Any) -> Any:
+        shown[step] = rows.tolist()
+        return plan_batch(settings, seed, step, rows, sizes)
 
-        def take(places: Any, pixels: Any, sizes: Any, rows: np.ndarray, *rest: Any) -> Any:
-            seen.extend(rows.tolist())
-            return take_views(places, pixels, sizes, rows, *rest)
-
-        return take
-
-    monkeypatch.setattr(pretrain, "_compiled_views", recorded)
+    monkeypatch.setattr(moco, "plan_batch", recorded)
     config = config_of(images, steps=11)  # 88 slots: three epochs of 29 images, and one more
+    config.input.pipeline = pipeline
     run.run(config, tmp_path)
+    seen = [row for step in sorted(shown) for row in shown[step]]
     epochs = [sorted(seen[first : first + 29]) for first in (0, 29, 58)]
     assert len(seen) == 88
     assert len(set(epochs[0])) == 29
@@ -63,8 +64,12 @@ class Stopped(Exception):
     """Stands in for a kill."""
 
 
-def test_resume_is_bit_exact(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@PIPELINES
+def test_resume_is_bit_exact(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: str
+) -> None:
     config = config_of(images, steps=8)
+    config.input.pipeline = pipeline
     config.save_every_steps = 3
     run.run(config, tmp_path / "whole")
 
