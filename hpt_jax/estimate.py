@@ -69,6 +69,12 @@ def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, str]:
     return todo / (GUESSED_FLOPS_PER_CORE * cores), f"a guess for {cores} CPU cores"
 
 
+def time_left(asked: plan.Plan, workdir: Path) -> str:
+    """The time of what is not done, in a line."""
+    seconds, source = seconds_left(asked, workdir)
+    return f"time left: about {seconds / 60:.1f} min of training ({source})"
+
+
 def _evaluations_done(stage: plan.Stage, asked: plan.Plan, workdir: Path) -> int:
     folder = stage_folder(workdir, stage.id).path
     return sum((folder / f).is_file() for f in plan.evaluation_files(stage, asked).values())
@@ -118,8 +124,7 @@ def describe(asked: plan.Plan, workdir: Path) -> list[str]:
         finished = [_evaluations_done(run.stage, asked, workdir) for run in asked.runs]
         counted = f"{sum(finished)} of {len(asked.config.evaluations) * len(finished)} done"
         lines.append(f"evaluations: {', '.join(asked.config.evaluations)} on {shown}, {counted}")
-    seconds, source = seconds_left(asked, workdir)
+    lines.append(time_left(asked, workdir))
     size = sum(stage_bytes(stage) for stage in asked.stages) / 2**20
-    lines.append(f"time left: about {seconds / 60:.1f} min of training ({source})")
     lines.append(f"disk: about {size:.0f} MiB of checkpoints")
     return lines

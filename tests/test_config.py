@@ -12,7 +12,7 @@ from hpt_jax import resolve as resolve_lib
 from hpt_jax.augment.policies import POLICIES, Policy
 from hpt_jax.errors import UserError
 
-SECTIONS = ("model", "moco", "optimizer", "augment", "input", "parallel")
+SECTIONS = ("model", "moco", "optimizer", "augment", "input", "parallel", "linear_sgd")
 
 
 def make_config():

@@ -17,7 +17,12 @@ from hpt_jax.telemetry.display import Display
 
 # Fields of a stage whose value is replaced by their content, or that change no result.
 CONTENT = {"init", "dataset"}
-NO_RESULT = {"input.max_unreadable", "input.center_crop"}
+NO_RESULT = {
+    "input.max_unreadable",
+    "input.center_crop",
+    "input.pipeline",
+    "input.memory_gib",
+}
 # How a stage is asked for, not what it is; `shared` becomes the stages' own fields.
 PLANNED = {"stages", "arms", "seeds", "shared_stages", "shared"}
 

@@ -195,7 +195,9 @@ def test_named_parts_may_be_missing_and_stay_as_they_were():
     assert "layer4" in said(whole, cut)
     assert "layer4" in said(whole, cut, ("layer3",))
     load.check(export.flatten(whole), export.flatten(cut), ("layer4",), "init", "a file")
-    weights = load.Weights(export.flatten(cut), cut.pixel_mean, cut.pixel_std, "a file")
+    weights = load.Weights(
+        export.flatten(cut), cut.pixel_mean, cut.pixel_std, cut.pixel_window, "a file"
+    )
     filled = load.fill(whole, weights)
     for name, leaves in filled.params.items():
         source = whole if name.startswith("layer4") else cut
