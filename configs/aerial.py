@@ -8,6 +8,10 @@ classes), each `<split>/<class>/<image>`, 64 px. docs/aerial.md says where they 
 make them. Add `--config.dry_run=True` for the plan and its estimate.
 
 Every arm at three seeds; base and source are one model each, as public checkpoints would be.
+
+Expected: linear probe, test top-1, after 300 target steps T 53.9 +- 4.6, B+T 56.4 +- 1.7, B+S+T
+58.0 +- 1.1; T given all 1,900 steps of the chain 60.7 +- 0.8; random features 47.4 +- 1.6. All arms:
+docs/aerial.md. Wall time 45 minutes on 2 cores of an AMD EPYC, no GPU, with other work beside it.
 """
 
 from ml_collections import ConfigDict

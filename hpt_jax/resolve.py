@@ -241,6 +241,7 @@ _EXPECTED = {
     tuple[str, ...]: "a tuple of names such as ('a', 'b')",
     tuple[int, ...]: "a tuple of whole numbers such as (0, 1)",
     tuple[float, float]: "two numbers such as (0.1, 2.0)",
+    tuple[float, ...]: "a tuple of numbers such as (0.33, 0.67)",
     float | int: "a number",
     int | tuple[int, ...]: "a whole number, or a tuple of them such as (50, 200)",
 }
