@@ -47,10 +47,11 @@ class Feed:
 
         Yields:
           For each step what `plan` names, cut over the devices: u8[rows, image_size, image_size, C]
-          for `Crops`; arrays as they are.
+          for `Crops`; arrays as they are. Each host makes the rows of its own devices.
         """
+        share = self.devices.share
         if self.placed is None:
-            for batch in loader.batches(self.store.read, plan, steps, image_size):
+            for batch in loader.batches(self.store.read, plan, steps, image_size, share):
                 yield self.devices.shard(batch)
             return
         crop = _compiled_crop(image_size, jnp.dtype(dtype), self.devices)
@@ -60,7 +61,7 @@ class Feed:
                     self.placed, self.devices.shard(one.rows.astype(np.int32)),
                     self.devices.shard(one.boxes),
                 ) if isinstance(one, Crops) else self.devices.shard(one)
-                for name, one in plan(step).items()
+                for name, one in loader.part_of(plan(step), *share).items()
             }  # fmt: skip
 
 

@@ -89,11 +89,18 @@ class Devices:
         """Puts a tree of arrays on every device."""
         return jax.device_put(tree, self.replicated)
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """(index, count) of this host: which of a batch's equal parts its own devices take."""
+        return jax.process_index(), jax.process_count()
+
     def shard(self, batch: Any) -> Any:
-        """Cuts the leading axis of host arrays over the devices (which must divide it)."""
+        """Cuts the leading axis of this host's part over its devices (which must divide it)."""
+        sharding = NamedSharding(self.mesh, P(AXIS))
         if self.mapping == "pmap":
-            batch = jax.tree.map(lambda x: x.reshape(self.count, -1, *x.shape[1:]), batch)
-        return jax.device_put(batch, NamedSharding(self.mesh, P(AXIS)))
+            local = self.count // jax.process_count()
+            batch = jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
     def gather(self, batch: Any) -> Any:
         """The host arrays of a sharded output, the inverse of `shard`."""
@@ -124,12 +131,12 @@ class Devices:
 
 
 def make_devices(count: int = 0, mapping: str = "shard_map") -> Devices:
-    """The first `count` local devices (0: all) as one axis.
+    """The first `count` devices (0: all) as one axis, those of a host side by side.
 
     Raises:
       UserError: if there are fewer.
     """
-    available = jax.devices()
+    available = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if count > len(available):
         raise UserError(
             "parallel.devices",
@@ -138,6 +145,5 @@ def make_devices(count: int = 0, mapping: str = "shard_map") -> Devices:
             "Lower it, or set it to 0 to use all.",
         )
     chosen = available[: count or len(available)]
-    # Auto axes: with jax.make_mesh's default, Explicit, an unsharded argument is refused.
-    mesh = jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
-    return Devices(mesh, mapping)
+    # Not jax.make_mesh, which may change their order, and with it whose rows are whose.
+    return Devices(Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,)), mapping)
