@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Sequence
 
+_MOST_LISTED = 40
+
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
@@ -48,11 +50,13 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that suggests the nearest known name, or lists them all."""
+    """A sentence that suggests the nearest known name, or lists them all where they are few."""
     known = sorted(known)
     if not known:
         return "There are none."
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"Did you mean {close[0]!r}?"
+    if len(known) > _MOST_LISTED:
+        return f"None of the {len(known)} known ones is like it."
     return f"Known: {', '.join(known)}."

@@ -90,6 +90,7 @@ def test_options_name_splits_and_change_the_fingerprint():
     ("name", "message"),
     [
         ("tfds:resisc", "Did you mean 'resisc45'"),
+        ("tfds:qqqq", r"None of the \d+ known ones is like it"),
         ("tfds:cifar10?lable=x", "Did you mean 'label'"),
         ("tfds:cifar10?label=", "found 'label='"),
         ("tfds:voc/1999", "BuilderConfig 1999 not found"),
@@ -110,6 +111,14 @@ def test_features_that_are_not_there_are_named():
             open_dataset("tfds:cifar10?image=picture")
         with pytest.raises(UserError, match="features of images are: none"):
             open_dataset("tfds:eurosat/all")
+
+
+def test_a_mask_beside_the_image_is_left_alone():
+    with mocked():
+        dataset = open_dataset("tfds:oxford_iiit_pet")
+        assert dataset.images.read(0).shape[2] == 3
+        masks = open_dataset("tfds:oxford_iiit_pet?image=segmentation_mask")
+        assert masks.images.read(0).shape[2] == 1
 
 
 def test_voc_can_be_told_by_its_objects():
@@ -146,6 +155,7 @@ class HptTiny(tfds.core.GeneratorBasedBuilder):
         }
         if self.builder_config.name == "odd":
             features["kind"] = features.pop("label")
+            features["photo"] = features.pop("image")
             features["mask"] = tfds.features.Image(encoding_format="png", shape=(None, None, 1))
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -165,7 +175,8 @@ class HptTiny(tfds.core.GeneratorBasedBuilder):
                 example["label"] = -1
             if self.builder_config.name == "odd":
                 example["kind"] = example.pop("label")
-                example["mask"] = example["image"][:, :, :1]
+                example["photo"] = example.pop("image")
+                example["mask"] = example["photo"][:, :, :1]
             yield f"{split}{index}", example
 
 
@@ -173,7 +184,8 @@ def keys_of(split, data_dir, config="plain"):
     """The place of each example in TFDS's own order, by its pixels."""
     builder = tfds.builder(f"hpt_tiny/{config}", data_dir=str(data_dir))
     source = builder.as_data_source(split)
-    return [record["image"] for record in (source[i] for i in range(len(source)))]
+    key = "photo" if config == "odd" else "image"
+    return [record[key] for record in (source[i] for i in range(len(source)))]
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +236,7 @@ def test_a_test_split_without_labels_gives_way_to_validation(prepared):
 
 def test_slices_make_the_papers_three_splits_of_one(prepared):
     slices = "train=full[:60%]&val=full[60%:80%]&test=full[80%:]"
-    name = f"tfds:hpt_tiny/odd?image=image&label=kind&{slices}"
+    name = f"tfds:hpt_tiny/odd?image=photo&label=kind&{slices}"
     dataset = open_dataset(name, str(prepared))
     assert [len(dataset.splits[split]) for split in ("train", "val", "test")] == [12, 4, 4]
     whole = keys_of("full", prepared, "odd")
@@ -236,11 +248,11 @@ def test_slices_make_the_papers_three_splits_of_one(prepared):
     ("options", "message"),
     [
         ("", "splits are (full, extra|extra, full)"),
-        ("?train=full", "features of images are: image, mask"),
-        ("?train=full&image=image", "it has (kind, quality|quality, kind)"),
-        ("?train=full&val=full[:10]&image=image&label=kind", "val and train do"),
-        ("?train=full[:80%]&test=full[70%:]&image=image", "test and train do"),
-        ("?train=most&image=image&label=kind", "its splits (full, extra|extra, full)"),
+        ("?train=full", "features of images are: (photo, mask|mask, photo)"),
+        ("?train=full&image=photo", "it has (kind, quality|quality, kind)"),
+        ("?train=full&val=full[:10]&image=photo&label=kind", "val and train do"),
+        ("?train=full[:80%]&test=full[70%:]&image=photo", "test and train do"),
+        ("?train=most&image=photo&label=kind", "its splits (full, extra|extra, full)"),
     ],
 )
 def test_what_cannot_be_told_is_asked_for(prepared, options, message):

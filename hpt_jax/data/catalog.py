@@ -33,6 +33,7 @@ _SPLIT_NAMES = {
     "val": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing"),
 }
+_IMAGE_NAME = "image"  # beside which others are masks or second views
 _LABEL_NAMES = ("label", "labels", "objects/label")
 # Their `label` looks like a list of classes and is none: it holds 14 findings of four states each.
 _WITHOUT_CLASSES = ("chexpert",)
@@ -393,9 +394,9 @@ def _image_key(name: str, features: Mapping[str, Any], options: Mapping[str, str
     import tensorflow_datasets as tfds
 
     images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
-    wanted = options.get("image")
-    if wanted in images or (wanted is None and len(images) == 1):
-        return wanted or images[0]
+    wanted = options.get("image") or (images[0] if len(images) == 1 else _IMAGE_NAME)
+    if wanted in images:
+        return wanted
     raise UserError(
         "dataset",
         name,
