@@ -127,6 +127,8 @@ def _draw_line(axes: Axes, points: list[Summary], rows: list[ResultRow], place: 
         label=points[0].arm,
         color=color,
         marker=_MARKERS[place % len(_MARKERS)],
+        # Open where the colours begin again, which two lines of a large study may come to share.
+        markerfacecolor="white" if place >= len(_COLORS) else color,
         markersize=6,
         linewidth=1.8,
         elinewidth=1,
