@@ -9,9 +9,10 @@ make them. Add `--config.dry_run=True` for the plan and its estimate.
 
 Every arm at three seeds; base and source are one model each, as public checkpoints would be.
 
-Expected: linear probe, test top-1, after 300 target steps T 53.9 +- 4.6, B+T 56.4 +- 1.7, B+S+T
-58.0 +- 1.1; T given all 1,900 steps of the chain 60.7 +- 0.8; random features 47.4 +- 1.6. All arms:
-docs/aerial.md. Wall time 45 minutes on 2 cores of an AMD EPYC, no GPU, with other work beside it.
+Expected: linear probe, test top-1, after 300 target steps T 54.4 +- 3.4, B+T 55.6 +- 0.5, B+S+T
+58.5 +- 0.0; T given all 1,900 steps of the chain 61.3 +- 1.1; random features 47.4 +- 1.6. Another
+processor's rounding moves arms by up to 2.4 points: docs/aerial.md, with all arms. Wall time 27.6
+minutes on 2 cores of an Intel Xeon, 45 on 2 of an AMD EPYC with other work beside it; no GPU.
 """
 
 from ml_collections import ConfigDict
