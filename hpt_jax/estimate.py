@@ -52,8 +52,15 @@ def stage_bytes(stage: plan.Stage, keep: int = 2) -> float:
     return 4.0 * keep * (3 * (parameters + head) + moco.queue_size * moco.dim)
 
 
-def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, str]:
-    """Seconds of the stages that are not done, and what the rate is taken from."""
+def probe_flops(stage: plan.Stage, asked: plan.Plan) -> float:
+    """FLOPs of the paper's probe on a stage's backbone: a forward pass of every view."""
+    forward, _ = _forward(stage.config.model, stage.config.image_size)
+    probe = asked.config.linear_sgd
+    return forward * probe.batch_size * probe.steps
+
+
+def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, float, str]:
+    """Seconds of the stages and of the paper's probes that are not done, and the rate's source."""
     todo = done_flops = done_seconds = 0.0
     for stage in asked.stages:
         folder = stage_folder(workdir, stage.id)
@@ -63,21 +70,32 @@ def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, str]:
             done = read_json(folder.done)
             done_flops += stage_flops(stage) * done["steps_timed"] / stage.steps
             done_seconds += done["seconds"]
+    probes = sum(
+        probe_flops(stage, asked)
+        for stage in {run.stage for run in asked.runs}
+        if "linear_sgd" in _evaluations_left(stage, asked, workdir)
+    )
     if done_flops:
-        return todo * done_seconds / done_flops, "at the rate of the stages done here"
-    cores = os.cpu_count() or 1
-    return todo / (GUESSED_FLOPS_PER_CORE * cores), f"a guess for {cores} CPU cores"
+        rate, source = done_flops / done_seconds, "at the rate of the stages done here"
+    else:
+        cores = os.cpu_count() or 1
+        rate, source = GUESSED_FLOPS_PER_CORE * cores, f"a guess for {cores} CPU cores"
+    return todo / rate, probes / rate, source
 
 
 def time_left(asked: plan.Plan, workdir: Path) -> str:
-    """The time of what is not done, in a line."""
-    seconds, source = seconds_left(asked, workdir)
-    return f"time left: about {seconds / 60:.1f} min of training ({source})"
+    """The time of what is not done, in a line; the other evaluations take seconds."""
+    training, probes, source = seconds_left(asked, workdir)
+    parts = [f"{training / 60:.1f} min of training"]
+    if probes:
+        parts.append(f"{probes / 60:.1f} min of linear_sgd")
+    return f"time left: about {' and '.join(parts)} ({source})"
 
 
-def _evaluations_done(stage: plan.Stage, asked: plan.Plan, workdir: Path) -> int:
+def _evaluations_left(stage: plan.Stage, asked: plan.Plan, workdir: Path) -> list[str]:
     folder = stage_folder(workdir, stage.id).path
-    return sum((folder / f).is_file() for f in plan.evaluation_files(stage, asked).values())
+    files = plan.evaluation_files(stage, asked)
+    return [name for name, file in files.items() if not (folder / file).is_file()]
 
 
 def _absent(dataset: str, data_dir: str) -> str:
@@ -121,8 +139,9 @@ def describe(asked: plan.Plan, workdir: Path) -> list[str]:
     if target:
         absent = asked.target_fingerprint == plan.UNKNOWN
         shown = _absent(target, asked.config.data_dir) if absent else target
-        finished = [_evaluations_done(run.stage, asked, workdir) for run in asked.runs]
-        counted = f"{sum(finished)} of {len(asked.config.evaluations) * len(finished)} done"
+        left = sum(len(_evaluations_left(run.stage, asked, workdir)) for run in asked.runs)
+        asked_for = len(asked.config.evaluations) * len(asked.runs)
+        counted = f"{asked_for - left} of {asked_for} done"
         lines.append(f"evaluations: {', '.join(asked.config.evaluations)} on {shown}, {counted}")
     lines.append(time_left(asked, workdir))
     size = sum(stage_bytes(stage) for stage in asked.stages) / 2**20

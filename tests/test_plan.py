@@ -416,6 +416,10 @@ def test_a_dry_run_tells_what_is_done(tmp_path):
     assert f"{stage.id:28} done" in text
     assert "1 of 2 done" in text
     assert "at the rate of the stages done here" in text
+    # Training: 4 forward passes of each of 8 x 10 examples in a minute; this probe: 1 of 32 x 30.
+    config.evaluations = ("knn", "linear_sgd")
+    config.linear_sgd.update(batch_size=32, steps=30, eval_every=10)
+    assert "0.0 min of training and 3.0 min of linear_sgd" in told()
 
 
 # What results could not tell apart
