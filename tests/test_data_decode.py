@@ -153,6 +153,21 @@ def test_the_fourth_sample_of_a_tiff_is_alpha_or_a_band_as_its_tag_says(
     np.testing.assert_array_equal(decode(str(tmp_path / "a.tif")), pixels[:, :, :kept])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_zero_is_white_is_shown_the_right_way_round(dtype):
+    pixels = np.array([[0, 1, 7], [np.iinfo(dtype).max, 100, 200]], dtype)
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, photometric="miniswhite")
+    found = decode(file.getvalue())
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found[:, :, 0], np.iinfo(dtype).max - pixels)
+
+
+def test_a_tiff_without_a_page_is_unreadable():
+    with pytest.raises(Unreadable, match="no image in it"):
+        decode(b"II*\0" + b"\xff" * 40, "empty.tif")
+
+
 @pytest.mark.parametrize("kind", ["png", "tif"])
 def test_a_deep_file_cut_short_is_unreadable(tmp_path, kind):
     path = tmp_path / f"a.{kind}"

@@ -93,7 +93,10 @@ def _png16(content: bytes) -> np.ndarray:
 def _tiff(content: bytes) -> np.ndarray:
     """By Pillow what it knows: palettes, bilevel, CMYK, 8-bit grey and RGB; the rest by bands."""
     with tifffile.TiffFile(io.BytesIO(content)) as file:
-        page = file.pages.first
+        try:
+            page = file.pages.first
+        except IndexError:
+            raise ValueError("there is no image in it") from None
         bands = page.samplesperpixel - sum(extra in _ALPHA for extra in page.extrasamples)
         cmyk = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
         if page.dtype in (np.bool_, np.uint8) and (bands in (1, 3) or cmyk):
@@ -101,6 +104,8 @@ def _tiff(content: bytes) -> np.ndarray:
         pixels = page.asarray()
         if pixels.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
             pixels = np.moveaxis(pixels, 0, -1)
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
+            pixels = 2**page.bitspersample - 1 - pixels
     return pixels[:, :, :bands] if pixels.ndim == 3 else pixels
 
 

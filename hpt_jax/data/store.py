@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,8 @@ def load(
 def save_scan(store: Store, path: Path) -> None:
     """Writes all but the pixels, so that a large set need not be read whole again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    # Two runs may scan one set: neither may rename what the other is writing.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         np.savez(
             file,
