@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import io
+import warnings
 
 import imagecodecs
 import numpy as np
@@ -164,8 +165,36 @@ def test_a_tiff_whose_zero_is_white_is_shown_the_right_way_round(dtype):
 
 
 def test_a_tiff_without_a_page_is_unreadable():
-    with pytest.raises(Unreadable, match="no image in it"):
+    with pytest.raises(Unreadable, match="damaged TIFF tags"):
         decode(b"II*\0" + b"\xff" * 40, "empty.tif")
+
+
+def test_damaged_bytes_give_pixels_or_are_unreadable_and_never_a_traceback():
+    """Thousands of files with a few bytes changed, mostly in the headers."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, DEEP, photometric="minisblack", planarconfig="contig")
+    whole = [file.getvalue(), imagecodecs.png_encode(DEEP[:, :, :3].copy())]
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"):
+        file = io.BytesIO()
+        Image.fromarray(COLOUR).save(file, kind)
+        whole.append(file.getvalue())
+    rng = np.random.default_rng(0)
+    outcomes = {True: 0, False: 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for turn in range(4000):
+            content = bytearray(whole[turn % len(whole)])
+            for place in rng.integers(0, len(content) >> int(rng.integers(3)), 3):
+                content[place] = rng.integers(256)
+            try:
+                pixels = decode(bytes(content), "damaged", 3)
+            except Unreadable:
+                outcomes[False] += 1
+            else:
+                assert pixels.ndim == 3
+                assert pixels.dtype in (np.uint8, np.uint16)
+                outcomes[True] += 1
+    assert min(outcomes.values()) > 400  # else the test would show one side only
 
 
 @pytest.mark.parametrize("kind", ["png", "tif"])

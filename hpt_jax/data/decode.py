@@ -24,6 +24,8 @@ _DAMAGED = (
     struct.error,
     Image.DecompressionBombError,
 )
+# tifffile computes with what a file's tags say, whatever it is.
+_CREDULOUS = (IndexError, KeyError, TypeError, AttributeError, ArithmeticError, MemoryError)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
@@ -92,20 +94,24 @@ def _png16(content: bytes) -> np.ndarray:
 
 def _tiff(content: bytes) -> np.ndarray:
     """By Pillow what it knows: palettes, bilevel, CMYK, 8-bit grey and RGB; the rest by bands."""
-    with tifffile.TiffFile(io.BytesIO(content)) as file:
-        try:
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
             page = file.pages.first
-        except IndexError:
-            raise ValueError("there is no image in it") from None
-        bands = page.samplesperpixel - sum(extra in _ALPHA for extra in page.extrasamples)
-        cmyk = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
-        if page.dtype in (np.bool_, np.uint8) and (bands in (1, 3) or cmyk):
-            return _ordinary(content, 0)
-        pixels = page.asarray()
-        if pixels.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
-            pixels = np.moveaxis(pixels, 0, -1)
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
-            pixels = 2**page.bitspersample - 1 - pixels
+            bands = page.samplesperpixel - sum(extra in _ALPHA for extra in page.extrasamples)
+            cmyk = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
+            if page.dtype in (np.bool_, np.uint8) and (bands in (1, 3) or cmyk):
+                return _ordinary(content, 0)
+            if page.imagewidth * page.imagelength > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
+                raise Image.DecompressionBombError(f"{page.imagewidth}x{page.imagelength} pixels")
+            pixels = page.asarray()
+    except _CREDULOUS as error:
+        raise ValueError("damaged TIFF tags") from error
+    if pixels.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+        pixels = np.moveaxis(pixels, 0, -1)
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
+        pixels = 2**page.bitspersample - 1 - pixels
+    if pixels.ndim not in (2, 3):
+        raise ValueError(f"its pixels have the shape {pixels.shape}")
     return pixels[:, :, :bands] if pixels.ndim == 3 else pixels
 
 
