@@ -97,20 +97,18 @@ class Library:
           window: of 16-bit images, that the stage was trained with; None: the dataset's own.
 
         Raises:
-          UserError: as `of_stage`, or it has no labels or an empty split.
+          UserError: as `of_stage`, or it has no labels, an empty split or one without labels.
         """
         every = dataclasses.replace(stage.config, splits=("train", "val"), subset=1.0)
         data = self._data(name, every, seed=0, window=window)
         if not data.dataset.labelled:
-            raise UserError(
-                "target",
-                name,
-                "labelled images, <class>/<image> or <split>/<class>/<image> and nothing else",
-                "Sort the images into class folders, or evaluate nothing: --config.target=''.",
-            )
+            expected, fix = datasets.how_labelled(name)
+            fix = f"{fix}, or evaluate nothing: --config.target=''."
+            raise UserError("target", name, expected, fix)
         for split, rows in data.splits.items():
             if not len(rows):
                 raise UserError("target", name, f"at least one {split} image", "Add images.")
+            _check_labels(name, split, data.labels[rows])
         return data
 
     def _data(
@@ -242,6 +240,18 @@ class Library:
         if store.unreadable:
             shown = "; ".join(f"{path}: {reason}" for path, reason in store.unreadable[:5])
             self._display.line(f"skipped {len(store.unreadable)} unreadable images: {shown}")
+
+
+def _check_labels(name: str, split: str, labels: np.ndarray) -> None:
+    """Refuses a split whose labels were kept back, which catalogs write as -1 or as no class."""
+    absent = labels < 0 if labels.ndim == 1 else np.full(len(labels), not labels.any())
+    if absent.any():
+        raise UserError(
+            "target",
+            name,
+            f"labels of all images, but {absent.sum()} of the {len(labels)} in {split} have none",
+            "Take other splits, by the options train=, val= and test= of its name.",
+        )
 
 
 def _kept(rows: np.ndarray) -> np.ndarray:

@@ -405,7 +405,8 @@ class _Label:
             if isinstance(one, Mapping):
                 labels[row] = [one[name] for name in self.classes]
             else:
-                labels[row, np.asarray(one, np.int64)] = 1
+                present = np.asarray(one, np.int64)
+                labels[row, present[present >= 0]] = 1  # -1 is a label that was kept back
         return labels
 
 
