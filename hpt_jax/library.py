@@ -202,13 +202,15 @@ class Library:
         if options.pipeline != "auto":
             return float("inf") if options.pipeline == "resident" else 0.0
         held = sum(feed.placed.nbytes for feed in self._feeds.values() if feed.placed is not None)
-        memory = self._devices.memory()
+        # Different pipelines on two hosts would wait for each other for ever.
+        free = self._devices.least(psutil.virtual_memory().available)
+        limit, memory = options.memory_gib * 2**30, self._devices.memory()
         if memory is None:  # devices that share the host's memory hold a copy each
             copies = self._devices.count
-            if options.memory_gib:
-                return options.memory_gib * 2**30 / copies - held
-            return psutil.virtual_memory().available / 4 / copies
-        return min(options.memory_gib * 2**30 or memory / 4, memory) - held
+            left = limit - held * copies if limit else free / 4
+            return left / (copies + 1)  # the set that is being placed is there once more
+        # While it is read, a set is in the host's memory.
+        return min(min(limit or memory / 4, memory) - held, free / 2)
 
     def _describe(self, feed: Feed, options: config_lib.Input, room: float) -> None:
         store, dataset = feed.store, feed.store.dataset

@@ -1,5 +1,7 @@
 """Promises of the library: what may be evaluated, what is shared, and how much memory is taken."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -91,3 +93,59 @@ def test_an_unlabelled_target_is_refused_with_a_fix_for_its_kind(library_with, n
     library = library_with(dataset_of(splits={"train": np.arange(12)}, name=name))
     with pytest.raises(UserError, match=rf"{fix}.*--config\.target=''"):
         library.target(name, stage_of(name))
+
+
+# Memory
+
+MIB = 2**20
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A function that says how much memory is free on the host and on a device."""
+
+    def make(free, device=None):
+        memory = types.SimpleNamespace(available=free)
+        monkeypatch.setattr(library_lib.psutil, "virtual_memory", lambda: memory)
+        monkeypatch.setattr(parallel.Devices, "memory", lambda self: device)
+
+    return make
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_on_devices_that_share_the_hosts_memory_no_moment_takes_more_than_allowed(
+    library_with, machine, count
+):
+    """What is held, a copy for each device, and what is being placed, one copy more."""
+    machine(free=64 * MIB)
+    size = 12 * 8 * 8 * 3
+    library, stage = library_with(dataset_of(), count), stage_of()
+    assert library._room(Input()) * (count + 1) == pytest.approx(16 * MIB)
+    limit = 10 * size
+    options = Input(memory_gib=limit / 2**30)
+    assert library._room(options) * (count + 1) == pytest.approx(limit)
+    held = library.of_stage(stage).feed.placed
+    assert sum(shard.data.nbytes for shard in held.addressable_shards) == count * size
+    assert count * size + library._room(options) * (count + 1) == pytest.approx(limit)
+
+
+def test_an_accelerator_takes_what_it_holds_and_what_the_host_can_read_on_the_way(
+    library_with, machine
+):
+    library = library_with(dataset_of())
+    machine(free=10 * MIB, device=8 * MIB)
+    assert library._room(Input()) == 2 * MIB
+    assert library._room(Input(memory_gib=6 / 1024)) == 5 * MIB
+    machine(free=1000 * MIB, device=8 * MIB)
+    assert library._room(Input(memory_gib=6 / 1024)) == 6 * MIB
+    assert library._room(Input(memory_gib=1.0)) == 8 * MIB
+    library.of_stage(stage_of())
+    assert library._room(Input(memory_gib=1.0)) == 8 * MIB - 12 * 8 * 8 * 3
+
+
+def test_a_limit_that_leaves_no_room_for_the_copy_on_the_way_means_the_host_pipeline(library_with):
+    size = 12 * 8 * 8 * 3
+    fits = library_with(dataset_of()).of_stage(stage_of(memory_gib=2 * size / 2**30))
+    assert fits.feed.placed is not None
+    not_so = library_with(dataset_of()).of_stage(stage_of(memory_gib=1.9 * size / 2**30))
+    assert not_so.feed.placed is None
