@@ -164,7 +164,13 @@ class Library:
         options = stage.input
         store_px = options.store_px or -(-stage.image_size * 8 // 7)
         reading = Reading(store_px, options.channels, window)
-        key = (dataset.name, dataset.fingerprint, reading, options.pipeline, options.memory_gib)
+        # By the dataset itself: one with other splits has another window.
+        shared = (dataset, store_px, options.channels, options.pipeline, options.memory_gib)
+        own = self._feeds.get((*shared, None))
+        # A stage mostly asks for the window that the images have anyway, and 8-bit ones have none.
+        if own is not None and own.store.reading.window in (None, window):
+            return own
+        key = (*shared, window)
         if key not in self._feeds:
             room = self._room(options)
             store = self._load(dataset, reading, options.max_unreadable, room)
@@ -180,6 +186,8 @@ class Library:
         self, dataset: Dataset, reading: Reading, max_unreadable: float, room: float
     ) -> Store:
         known = [plan.RECIPE_VERSION, dataset.fingerprint, dataclasses.asdict(reading)]
+        if self._scans and reading.window is None and store_lib.is_deep(dataset):
+            known.append(dataset.splits["train"].tolist())  # in which the window is found
         path = self._scans / f"{plan.content_hash(known)}.npz" if self._scans else None
         if path is not None and path.is_file():
             scanned = store_lib.load_scan(dataset, reading, max_unreadable, path)

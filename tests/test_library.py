@@ -1,5 +1,6 @@
 """Promises of the library: what may be evaluated, what is shared, and how much memory is taken."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -93,6 +94,57 @@ def test_an_unlabelled_target_is_refused_with_a_fix_for_its_kind(library_with, n
     library = library_with(dataset_of(splits={"train": np.arange(12)}, name=name))
     with pytest.raises(UserError, match=rf"{fix}.*--config\.target=''"):
         library.target(name, stage_of(name))
+
+
+# What is shared
+
+
+def test_a_target_of_16_bits_is_held_once_however_its_own_window_is_asked_for(library_with):
+    library, stage = library_with(dataset_of(ONE, np.uint16)), stage_of()
+    feed = library.of_stage(stage).feed
+    low, high = feed.store.reading.window
+    for window in (None, (low, high)):
+        assert library.target("tfds:set", stage, window).feed is feed
+    other = library.target("tfds:set", stage, (low, high + 1)).feed
+    assert other.store.reading.window == (low, high + 1)
+    assert library.target("tfds:set", stage).feed is feed
+
+
+def test_a_target_of_8_bits_is_held_once_after_a_stage_of_16(library_with):
+    library, stage = library_with(dataset_of(ONE)), stage_of()
+    feed = library.of_stage(stage).feed
+    assert library.target("tfds:set", stage, (3, 9)).feed is feed
+
+
+@pytest.mark.parametrize("pipeline", ["resident", "host"])
+def test_a_window_follows_the_training_images_and_is_not_that_of_another_cut(
+    monkeypatch, tmp_path, pipeline
+):
+    pixels = np.arange(12, dtype=np.uint16)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint16)
+    images = ArrayImages("deep", pixels)
+
+    def opened(name, data_dir, val_fraction, test_fraction):
+        count = 12 - round(12 * val_fraction)
+        splits = {"train": np.arange(count), "val": np.arange(count, 12)}
+        return Dataset(name, images, splits, "0")
+
+    monkeypatch.setattr(library_lib.datasets, "open_dataset", opened)
+    devices = parallel.make_devices(1)
+    together = Library("", devices, Lines(), tmp_path)
+    for library in (together, Library("", devices, Lines(), tmp_path)):
+        for fraction, highest in ((0.25, 8), (0.5, 5)):
+            data = library.of_stage(stage_of(pipeline=pipeline, val_fraction=fraction))
+            assert data.store.reading.window == (0, highest)
+            assert len(data.dataset.splits["train"]) == highest + 1
+
+
+def test_a_scan_of_8_bits_serves_every_cut(monkeypatch, library_with, tmp_path):
+    dataset, stage = dataset_of(ONE), stage_of(pipeline="host")
+    library_with(dataset, scans=tmp_path).of_stage(stage)
+    cut = {"train": np.arange(3), "val": np.arange(3, 12)}
+    monkeypatch.setattr(library_lib.store_lib, "load", None)  # which reads every image
+    again = library_with(dataclasses.replace(dataset, splits=cut), scans=tmp_path)
+    assert len(again.of_stage(stage).rows) == 12
 
 
 # Memory
