@@ -247,6 +247,13 @@ class Library:
                 f"note: {dataset.name} has no labels, because {dataset.strays[0]} lies in no class "
                 f"folder ({len(dataset.strays)} such images): all its images are pretrained on"
             )
+        elif dataset.no_splits:
+            named = " and ".join(dataset.no_splits)
+            self._display.line(
+                f"note: {dataset.name} has no labels, because not every image is "
+                f"<split>/<class>/<image> or there is no train: {named} are no splits, all its "
+                "images are pretrained on"
+            )
         if store.unreadable:
             shown = "; ".join(f"{path}: {reason}" for path, reason in store.unreadable[:5])
             self._display.line(f"skipped {len(store.unreadable)} unreadable images: {shown}")

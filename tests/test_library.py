@@ -96,6 +96,17 @@ def test_an_unlabelled_target_is_refused_with_a_fix_for_its_kind(library_with, n
         library.target(name, stage_of(name))
 
 
+def test_folders_that_are_no_splits_are_told_of_in_one_note(library_with):
+    dataset = dataset_of(splits={"train": np.arange(12)}, name="folder:flat")
+    for seen in ((), ("test", "train")):
+        library = library_with(dataclasses.replace(dataset, no_splits=seen))
+        library.of_stage(stage_of("folder:flat"))
+        notes = [line for line in library._display.lines if line.startswith("note: ")]
+        assert len(notes) == bool(seen)
+    assert "test and train are no splits" in notes[0]
+    assert "all its images are pretrained on" in notes[0]
+
+
 # What is shared
 
 

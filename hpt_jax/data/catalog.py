@@ -25,16 +25,10 @@ import numpy as np
 
 from hpt_jax.data.decode import decode
 from hpt_jax.data.images import Dataset
-from hpt_jax.data.splits import with_cut_splits
+from hpt_jax.data.splits import SPLIT_NAMES, with_cut_splits
 from hpt_jax.errors import UserError, nearest
 
 OPTIONS = ("image", "label", "train", "val", "test")
-# What sets of the catalog call our splits.
-_SPLIT_NAMES = {
-    "train": ("train",),
-    "val": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
-}
 _IMAGE_NAME = "image"  # beside which others are masks or second views
 _LABEL_NAMES = ("label", "labels", "objects/label")
 # Their `label` looks like a list of classes and is none: it holds 14 findings of four states each.
@@ -200,7 +194,7 @@ def open_catalog(name: str, place: str, data_dir: str, fractions: dict[str, floa
         return Dataset(name, images, given, fingerprint)
     cache = Path(builder.data_dir) / f"labels-{fingerprint}.npy"
     read_labels = functools.partial(_cached, cache, expressions, labels_of)
-    whole = len(given) == len(_SPLIT_NAMES)
+    whole = len(given) == len(SPLIT_NAMES)
     splits, cut = (given, ()) if whole else with_cut_splits(given, read_labels(), fractions)
     return Dataset(
         name, images, splits, fingerprint, read_labels, label.classes, label.several, cut
@@ -308,7 +302,7 @@ def _expressions(name: str, builder: Any, options: Mapping[str, str]) -> dict[st
     # A set whose metadata TFDS has not read names no split; all have one called train.
     names = list(builder.info.splits) or ["train"]
     found = {}
-    for split, candidates in _SPLIT_NAMES.items():
+    for split, candidates in SPLIT_NAMES.items():
         there = [candidate for candidate in candidates if candidate in names]
         if split in options or there:
             found[split] = options.get(split) or there[0]
