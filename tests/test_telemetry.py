@@ -1,6 +1,7 @@
 """metrics.csv is exact under resume; progress is readable without a terminal."""
 
 import io
+import os
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +116,14 @@ def test_lines_are_printed_whole_and_as_they_are():
     text = "[bold]x[/bold] " + "long " * 40
     display.line(text)
     assert out.getvalue() == text + "\n"
+
+
+def test_a_name_that_is_not_utf8_is_printed_escaped():
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    name = os.fsdecode(b"\xff\xfe caf\xc3\xa9.png")
+    Display(Console(file=out, width=80, highlight=False)).line(f"skipped {name}")
+    out.flush()
+    assert out.buffer.getvalue() == "skipped \\xff\\xfe café.png\n".encode()
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch):
