@@ -109,8 +109,16 @@ def test_float64_stays_float64():
     np.testing.assert_allclose(votes, expected, rtol=1e-12)
 
 
+def test_one_class_that_an_image_has_or_has_not_is_voted_for():
+    x = np.eye(4, dtype=np.float32)
+    votes = knn.predict(x, np.array([[1], [0], [0], [1]], np.uint8), x, 1, k=1)
+    np.testing.assert_allclose(votes, [[1], [0], [0], [1]])
+
+
 @pytest.mark.parametrize(
-    ("train_y", "k"), [([0, 4], 1), ([-1, 0], 1), ([0], 1), ([0, 1], 0)], ids=str
+    ("train_y", "k"),
+    [([[0, 0, 0, 2], [0, 0, 0, 1]], 1), ([0, 4], 1), ([-1, 0], 1), ([0], 1), ([0, 1], 0)],
+    ids=str,
 )
 def test_bad_labels_and_k_are_refused(train_y, k):
     x = np.ones((2, 3), np.float32)

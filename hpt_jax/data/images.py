@@ -79,6 +79,7 @@ class Dataset:
       multi_label: whether an image may have any number of classes.
       cut: the splits that were cut from train, because the data came without them.
       strays: of an unlabelled folder that has class folders, the images outside them.
+      no_splits: of an unlabelled folder, the folders in it that are called like splits.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Dataset:
     multi_label: bool = False
     cut: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
+    no_splits: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> bool:

@@ -45,8 +45,8 @@ def predict(
       that they can be compared between queries too.
 
     Raises:
-      ValueError: shapes disagree, there is no training example, k < 1, or a label lies outside
-        [0, num_classes).
+      ValueError: shapes disagree, there is no training example, k < 1, or a label is none of those
+        that `train_y` may have.
     """
     train_x, x = jnp.asarray(train_x), jnp.asarray(x)
     labels = np.asarray(train_y)
@@ -59,7 +59,7 @@ def predict(
         )
     if k < 1:
         raise ValueError(f"k must be at least 1: {k=}")
-    if labels.min() < 0 or labels.max() >= num_classes:
+    if labels.min() < 0 or labels.max() >= (num_classes if labels.ndim == 1 else 2):
         raise ValueError(f"labels span {labels.min()}..{labels.max()}: {num_classes=}")
     votes = _votes(train_x, jnp.asarray(labels), x, num_classes, min(k, n), temperature)
     return np.asarray(votes)
