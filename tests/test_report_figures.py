@@ -98,8 +98,40 @@ def test_an_arm_looks_the_same_whichever_arms_have_results():
 
 
 def test_the_caption_tells_the_number_of_seeds():
-    assert "n = 3 seeds" in draw(rows(), ORDER).get_supxlabel()
-    assert "one seed" in draw(rows(seeds=(4,)), ORDER).get_supxlabel()
+    for seeds, words in (((0, 1, 2), "n = 3 seeds"), ((4,), "one seed")):
+        (legend,) = draw(rows(seeds=seeds), ORDER).legends
+        assert words in legend.get_title().get_text()
+        assert words in draw_bars(rows(seeds=seeds), ORDER, ["linear"]).get_supxlabel()
+
+
+def test_nothing_of_a_figure_overlaps_or_is_cut():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    many = variants([f"arm_with_a_long_name_{i}@T" for i in range(12)])
+    figures = [
+        draw(rows(), ORDER),
+        draw(many, []),
+        draw_bars(rows(), ORDER, ["linear", "knn"]),
+        draw_drops(variants([f"{a}@{p}" for a in ("T", "B+T") for p in ("moco_v2", "crop")]), []),
+    ]
+    for figure in figures:
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        renderer = canvas.get_renderer()
+        words = [legend for legend in figure.legends]
+        words += [text for text in (figure._supxlabel,) if text is not None]
+        for axes in figure.axes:
+            words += [axes.xaxis.label, axes._left_title, *axes.texts]
+            words += [label for label in axes.get_xticklabels() if label.get_text()]
+        boxes = [word.get_window_extent(renderer) for word in words]
+        for i, box in enumerate(boxes):
+            assert box.x0 >= 0, words[i]
+            assert box.y0 >= 0, words[i]
+            assert box.x1 <= figure.bbox.x1, words[i]
+            assert box.y1 <= figure.bbox.y1, words[i]
+            for other, word in zip(boxes[:i], words, strict=False):
+                apart = box.x0 >= other.x1 or other.x0 >= box.x1
+                assert apart or box.y0 >= other.y1 or other.y0 >= box.y1, (words[i], word)
 
 
 @pytest.mark.parametrize("steps", [STEPS, (200,), ()], ids=str)
@@ -110,7 +142,8 @@ def test_the_files_are_a_legible_png_and_an_svg(tmp_path, steps, seeds):
     assert path.with_suffix(".svg").read_text().rstrip().endswith("</svg>")
     with Image.open(path) as image:
         assert image.format == "PNG"
-        assert image.size == (1200, 675)
+        assert image.width == 960
+        assert 690 < image.height < 800
         assert len(np.unique(np.asarray(image.convert("L")))) > 50
 
 

@@ -153,7 +153,7 @@ def draw(
     """
     rows, title, metric = _of_evaluation(rows, evaluation)
     rows = rows if axis is STEPS else longest(rows)
-    figure = _figure(8, 4.5)
+    figure = _figure(6.4, 4.6)
     axes = figure.add_subplot()
     arms = order_arms({row.arm for row in rows} | set(arm_order), arm_order)
     # An arm that only ever is a dashed line has the name that it has without steps.
@@ -169,8 +169,7 @@ def draw(
     _draw_ticks(axes, ticks, axis.tick)
     axes.set_ylabel(f"test {_METRICS.get(metric, metric)} (%)")
     axes.set_title(title)
-    figure.legend(loc="outside right upper", frameon=False, handlelength=3)
-    _tell_spread(figure, rows)
+    _add_legend(figure, rows)
     return figure
 
 
@@ -205,7 +204,8 @@ def draw_bars(
             dots = [100 * row.value for row in mine if row.arm == one.arm]
             _draw_bar(axes, one, dots, place, low)
         axes.set_xlim(left=low)
-        axes.set_xlabel(f"test {_METRICS.get(metric, metric)} (%), from {low:g}")
+        measured = f"test {_METRICS.get(metric, metric)}"
+        axes.set_xlabel(f"{measured} (%), from {low:g}" if across == 1 else f"%, from {low:g}")
         axes.set_title(title if len(found) == 1 else mine[0].evaluation)
         axes.set_yticks(range(len(arms)), arms)
         axes.set_ylim(len(arms) - 0.4, -0.6)
@@ -213,7 +213,8 @@ def draw_bars(
         axes.grid(axis="y", visible=False)
     for axes in panels:
         axes.remove()
-    _tell_spread(figure, [row for mine, *_ in found for row in mine])
+    spread = _spread_in_words([row for mine, *_ in found for row in mine], "whiskers")
+    figure.supxlabel(f"{measured}; {spread}", fontsize=8.5, color=MUTED)
     return figure
 
 
@@ -242,7 +243,7 @@ def draw_drops(
     policies = order_arms({row.arm.partition("@")[2] for row in changes}, POLICIES)
     inits = list(dict.fromkeys(arm.partition("@")[0] for arm in arm_order if "@" in arm))
     inits = order_arms({row.arm.partition("@")[0] for row in changes}, inits)
-    figure = _figure(8, 4.5)
+    figure = _figure(6.4, 4.6)
     axes = figure.add_subplot()
     axes.axhline(0, color=MUTED, linewidth=1, zorder=1)
     for number, init in enumerate(inits):
@@ -255,8 +256,7 @@ def draw_drops(
     axes.set_xlabel("augmentation policy")
     axes.set_ylabel(f"change of test {_METRICS.get(metric, metric)} (points)")
     axes.set_title(title)
-    figure.legend(loc="outside right upper", frameon=False, handlelength=3)
-    _tell_spread(figure, changes)
+    _add_legend(figure, changes)
     return figure
 
 
@@ -334,13 +334,27 @@ def _x(axis: Axis, one: ResultRow | Summary) -> float | None:
     return axis.place(one.arm, one.pretrain_steps)[1]
 
 
-def _tell_spread(figure: Figure, rows: list[ResultRow]) -> None:
-    """Says below a figure what its bars and dots are."""
+def _spread_in_words(rows: list[ResultRow], marks: str) -> str:
+    """What a figure's marks and dots are."""
     counts = [summary.seeds for summary in summarize(rows)]
     text = seeds_in_words(min(counts), max(counts))
-    if max(counts) > 1:
-        text += " (bars, bands); dots: single seeds"
-    figure.supxlabel(text, fontsize=8.5, color=MUTED)
+    return text if max(counts) == 1 else f"{text} ({marks}); dots: single seeds"
+
+
+def _add_legend(figure: Figure, rows: list[ResultRow]) -> None:
+    """Below the axes, where a narrow screen leaves it readable; long names get fewer columns."""
+    _, names = figure.axes[0].get_legend_handles_labels()
+    columns = max(1, min(3, len(names), 60 // (8 + max(map(len, names)))))
+    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(names) / columns))
+    legend = figure.legend(
+        loc="outside lower center",
+        frameon=False,
+        handlelength=3,
+        ncols=columns,
+        title=_spread_in_words(rows, "bars, bands"),
+        title_fontsize=8.5,
+    )
+    legend.get_title().set_color(MUTED)
 
 
 def _floor(percents: list[float]) -> float:

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-WIDTH, HEIGHT, ACROSS, DOWN = 168, 44, 40, 12  # of a box, and the room between two, pixels
-_LETTERS, _SMALL = 22, 28  # that fit into a line of a box
+WIDTH, HEIGHT, ACROSS, DOWN = 192, 44, 36, 12  # of a box, and the room between two, pixels
+_LETTERS, _SMALL = 24, 31  # that fit into a line of a box
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,7 +86,9 @@ def write(root: Path, first: str = "") -> Path:
         _study(plan, [row for row in rows if row.study == plan["study"]], stages, root)
         for plan in plans
     ]
-    text = environment.get_template("page.html").render(studies=studies)
+    text = environment.get_template("page.html").render(
+        studies=studies, box_width=graph.WIDTH, box_height=graph.HEIGHT
+    )
     path = root / "report" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -302,7 +304,7 @@ def _fact(stage_id: str, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, A
     if stage_id not in stages:
         return {"name": name, "dataset": "", "how": "not begun", "steps": 0, "seed": 0}
     config = stages[stage_id]["config"]
-    how = {"statistics": "BN statistics", "nothing": "as it is"}.get(config["trainable"], "")
+    how = {"statistics": "statistics", "nothing": "as it is"}.get(config["trainable"], "")
     return {
         "name": name,
         "dataset": config["dataset"],
@@ -433,11 +435,13 @@ def _drawn(figure: Figure, text: str, root: Path, name: str) -> dict[str, Any]:
 
 
 def _inline(svg: str, name: str) -> str:
-    """The drawing alone, as wide as there is room, its ids apart from those of other drawings."""
+    """The drawing alone, its ids apart from those of other drawings."""
     svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     width = re.search(r'width="([\d.]+)pt"', svg)
     assert width is not None
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg, count=1)
+    points = float(width[1])  # to as many pixels; text of ten points stays readable between these
+    limits = f"min-width:{0.8 * points:.0f}px;max-width:{1.6 * points:.0f}px"
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 style="{limits}">', svg, count=1)
     prefix = re.sub(r"\W", "_", name)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     for ours, of_page in figures.PAGE_COLORS.items():
