@@ -252,14 +252,14 @@ def distorted(
     step: ArrayLike,
     image: jax.Array,
     slot: ArrayLike,
-    view: int,
+    view: ArrayLike,
 ) -> jax.Array:
     """A cropped image as a step sees it, but for the normalisation.
 
     Args:
       settings: static.
       rng: `State.rng`.
-      step: from 0.
+      step: from 0, may be traced, as may be what follows.
       image: u8[size, size, channels], a crop.
       slot: the example's place in the global batch.
       view: `QUERY` or `KEY`.

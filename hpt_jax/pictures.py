@@ -74,7 +74,7 @@ def sample_views(
         }
         cut = loader.make_batch(store.read, crops, size)
         for view, name in enumerate(places):
-            seen = _distort(method, settings, view)(rng, step, cut[name], slots)
+            seen = _distort(method, settings)(rng, step, cut[name], slots, view)
             columns.append(np.asarray(np.round(255 * seen.astype(np.float32)), np.uint8))
     return np.stack(columns, axis=1)
 
@@ -188,10 +188,10 @@ def _save(picture: Image.Image, path: Path) -> None:
 
 
 @functools.cache
-def _distort(method: ModuleType, settings: Any, view: int) -> Callable[..., jax.Array]:
-    """(key, step, crops, slots) -> views in [0, 1]."""
+def _distort(method: ModuleType, settings: Any) -> Callable[..., jax.Array]:
+    """(key, step, crops, slots, which view) -> views in [0, 1]."""
 
-    def one(rng: jax.Array, step: jax.Array, image: jax.Array, slot: jax.Array) -> jax.Array:
+    def one(rng: jax.Array, step: Any, image: jax.Array, slot: jax.Array, view: Any) -> jax.Array:
         return method.distorted(settings, rng, step, image, slot, view)
 
-    return jit_once(jax.vmap(one, (None, None, 0, 0)))
+    return jit_once(jax.vmap(one, (None, None, 0, 0, None)))

@@ -118,7 +118,7 @@ def test_nothing_of_a_figure_overlaps_or_is_cut():
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         renderer = canvas.get_renderer()
-        words = [legend for legend in figure.legends]
+        words = list(figure.legends)
         words += [text for text in (figure._supxlabel,) if text is not None]
         for axes in figure.axes:
             words += [axes.xaxis.label, axes._left_title, *axes.texts]

@@ -33,6 +33,30 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# Analysis -> name of the figure's file, its axis, and what it shows.
+_AGAINST = {
+    "": (
+        "accuracy_against_steps",
+        figures.STEPS,
+        "Each point is a pretraining of its own on the target, with a whole learning-rate "
+        "schedule; dashed: models that took no step on it (direct transfer).",
+    ),
+    "data_robustness": (
+        "accuracy_against_data",
+        figures.DATA,
+        "What is left with a part of the target's images to pretrain on; dashed: arms that the "
+        "share does not concern.",
+    ),
+    "base_quality": (
+        "accuracy_against_base",
+        figures.BASE,
+        "How much a longer trained base helps, before and after pretraining on the target; "
+        "dashed: arms without a base.",
+    ),
+}
+_DROPS = "What weaker augmentation costs: each arm against itself under moco_v2 at the same seed."
+
+
 def _percent(one: Summary) -> str:
     return f"{100 * one.mean:.1f}"
 
@@ -142,7 +166,7 @@ def _study(
         "graph": graph.layout(
             (run["arm"], [_fact(one, stages) for one in run["chain"]]) for run in plan["runs"]
         ),
-        "commands": commands(plan),
+        "command": command(plan),
         "stages": list(mine.values()),
         "seconds": sum(one["done"].get("seconds", 0) for one in mine.values()),
         "datasets": _datasets(mine.values()),
@@ -164,38 +188,12 @@ def headlines(
     found = []
     for place, name in enumerate(evaluations):
         mine = [row for row in rows if row.evaluation == name]
-        file, axis, text = {
-            "data_robustness": (
-                "accuracy_against_data",
-                figures.DATA,
-                "What is left with a part of the target's images to pretrain on; dashed: arms "
-                "that pretrain on none of them, or on all.",
-            ),
-            "base_quality": (
-                "accuracy_against_base",
-                figures.BASE,
-                "How much a longer trained base helps, before and after pretraining on the "
-                "target; dashed: arms without a base.",
-            ),
-        }.get(
-            analysis,
-            (
-                "accuracy_against_steps",
-                figures.STEPS,
-                "Each point is a pretraining of its own on the target, with a whole learning-rate "
-                "schedule; dashed: models that took no step on it (direct transfer).",
-            ),
-        )
         if analysis == "augmentation_robustness":
             if not any(row.arm.endswith(f"@{figures.POLICIES[0]}") for row in mine):
                 continue
-            file = "augmentation_drops"
-            figure = figures.draw_drops(mine, arms, name)
-            text = (
-                "What is lost with weaker augmentation, each arm against itself under moco_v2 at "
-                "the same seed."
-            )
+            file, text, figure = "augmentation_drops", _DROPS, figures.draw_drops(mine, arms, name)
         else:
+            file, axis, text = _AGAINST.get(analysis, _AGAINST[""])
             figure = figures.draw(mine, arms, name, axis)
         found.append((f"{file}_{name}" if place else file, figure, text))
     return found
@@ -268,7 +266,7 @@ def training_curves(stages: Mapping[str, Mapping[str, Any]], root: Path) -> list
         steps = [int(row["step"]) for row in rows]
         for column in sorted(set(rows[0]) - {"step", "learning_rate"}):
             values = [float(row[column]) for row in rows]
-            found.append(figures.Curve(column, _chain(one), steps, values))
+            found.append(figures.Curve(column.replace("_", " "), _chain(one), steps, values))
     return sorted(found, key=lambda curve: (curve.panel != "loss", curve.panel))
 
 
@@ -314,14 +312,14 @@ def _fact(stage_id: str, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, A
     }
 
 
-def commands(plan: Mapping[str, Any]) -> list[str]:
+def command(plan: Mapping[str, Any]) -> str:
     """What to type to run a plan again; nothing where it was asked for from Python."""
     asked = plan.get("command", {})
     if not asked.get("config"):
-        return []
+        return ""
     words = ["--config", asked["config"], "--workdir", asked["workdir"]]
     words += [f"--config.{field}={text}" for field, text in asked["overrides"]]
-    return [f"python -m hpt_jax.main {shlex.join(words)}"]
+    return f"python -m hpt_jax.main {shlex.join(words)}"
 
 
 def _datasets(stages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -365,12 +363,11 @@ def _neighbours(plan: Mapping[str, Any], root: Path) -> list[dict[str, Any]]:
     runs = plan["runs"]
     if not runs:
         return []
-    at_start = [run for run in runs if run["arm"] == "B"] or [r for r in runs if not _steps(r)]
     names = [run["arm"] for run in runs]
+    before = [run for run in runs if run["arm"] == "B"] or [r for r in runs if not _steps(r)]
     last = next((name for name in ("B+T", "B+S+T") if name in names), names[-1])
-    at_end = [run for run in runs if run["arm"] == last]
-    chosen = at_start[:1]
-    chosen += [run for run in at_end if run["seed"] == at_end[0]["seed"]][-1:]
+    after = [run for run in runs if run["arm"] == last and run["seed"] == runs[0]["seed"]]
+    chosen = before[:1] + sorted(after, key=_steps)[-1:]
     found: list[dict[str, Any]] = []
     for run in chosen:
         path = stage_folder(root, run["stage_id"]).path / run.get("neighbours", "none")
@@ -401,12 +398,8 @@ def _tiles(path: Path, across: int) -> list[list[dict[str, Any]]]:
 
 def _embedded(picture: Image.Image) -> dict[str, Any]:
     """A picture as a data URI, in the smaller of two formats, and its size in pixels."""
-    formats: list[tuple[str, dict[str, Any]]] = [
-        ("png", {"optimize": True}),
-        ("webp", {"quality": 85}),
-    ]
     coded = []
-    for name, options in formats:
+    for name, options in (("png", {"optimize": True}), ("webp", {"quality": 85})):
         buffer = io.BytesIO()
         picture.save(buffer, name, **options)
         coded.append((len(buffer.getvalue()), name, buffer.getvalue()))
