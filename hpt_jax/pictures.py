@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -60,6 +61,8 @@ def sample_views(
       u8[images, 1 + 2 * PAIRS, size, size, channels], not normalised.
     """
     config, store = stage.config, data.store
+    # On one device, however many hold the state.
+    rng = jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(rng))))
     rows = data.rows[order.batch_indices(stage.seed, 0, config.batch_size, len(data.rows))]
     slots = np.arange(min(VIEWED, config.batch_size, len(data.rows)))
     size = config.image_size
