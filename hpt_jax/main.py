@@ -31,7 +31,8 @@ def main(arguments: Sequence[str]) -> int:
         # Imported here, so that --help and a wrong flag are answered at once.
         from hpt_jax import config, run
 
-        run.run(config.load(flags["--config"]), flags["--workdir"], overrides)
+        asked = config.load(flags["--config"])
+        run.run(asked, flags["--workdir"], overrides, config_path=flags["--config"])
     except UserError as error:
         print(f"{error}", file=sys.stderr)
         return 2

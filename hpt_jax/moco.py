@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from flax import struct, traverse_util
 from jax import lax
+from jax.typing import ArrayLike
 
 from hpt_jax import config as config_lib
 from hpt_jax.augment import geometric, photometric, policies, views
@@ -245,6 +246,32 @@ def train_step(
     return next_state, {**metrics, "gradient_norm": optax.tree.norm(grads)}
 
 
+def distorted(
+    settings: Settings,
+    rng: jax.Array,
+    step: ArrayLike,
+    image: jax.Array,
+    slot: ArrayLike,
+    view: ArrayLike,
+) -> jax.Array:
+    """A cropped image as a step sees it, but for the normalisation.
+
+    Args:
+      settings: static.
+      rng: `State.rng`.
+      step: from 0, may be traced, as may be what follows.
+      image: u8[size, size, channels], a crop.
+      slot: the example's place in the global batch.
+      view: `QUERY` or `KEY`.
+
+    Returns:
+      [size, size, channels] in [0, 1], of the arithmetic's dtype.
+    """
+    dtype = jnp.promote_types(jnp.float32, settings.model.dtype)
+    draws = views.view_draws(rng, step, slot, view)
+    return views.distort(draws, image, settings.policy, dtype)
+
+
 def info_nce(
     queries: jax.Array, positives: jax.Array, queue: jax.Array, temperature: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -313,11 +340,9 @@ def _prepare(
     settings: Settings, state: State, images: jax.Array, slots: jax.Array, view: int
 ) -> jax.Array:
     """Distorts and normalises cropped views, each by the key of its example."""
-    dtype = jnp.promote_types(jnp.float32, settings.model.dtype)
 
     def one(image: jax.Array, slot: jax.Array) -> jax.Array:
-        draws = views.view_draws(state.rng, state.step, slot, view)
-        image = views.distort(draws, image, settings.policy, dtype)
+        image = distorted(settings, state.rng, state.step, image, slot, view)
         return photometric.normalize(image, state.backbone.pixel_mean, state.backbone.pixel_std)
 
     return jax.vmap(one)(images, slots)

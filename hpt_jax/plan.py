@@ -257,6 +257,16 @@ def evaluation_files(stage: Stage, asked: Plan) -> dict[str, str]:
     return files
 
 
+def neighbours_file(stage: Stage, asked: Plan) -> str:
+    """The JSON of nearest neighbours below the stage's folder, named as evaluations' files are."""
+    settings = {
+        "target": asked.target_fingerprint,
+        "image_size": stage.config.image_size,
+        "input": _seen(stage.config.input),
+    }
+    return f"neighbours-{content_hash(settings)}.json"
+
+
 def as_json(asked: Plan) -> dict[str, Any]:
     """The content of `plans/<name>.json`: the config, and where each result will be found."""
     return {
@@ -274,6 +284,7 @@ def as_json(asked: Plan) -> dict[str, Any]:
                 "chain": [stage.id for stage in run.stage.chain],
                 "pretrain_steps": run.pretrain_steps,
                 "evaluations": evaluation_files(run.stage, asked),
+                "neighbours": neighbours_file(run.stage, asked),
             }
             for run in asked.runs
         ],

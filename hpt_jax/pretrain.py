@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hpt_jax import bn_statistics, checkpoints, moco, plan
+from hpt_jax import bn_statistics, checkpoints, moco, pictures, plan
 from hpt_jax import config as config_lib
 from hpt_jax.data import loader
 from hpt_jax.data.order import batch_indices
@@ -28,8 +28,9 @@ from hpt_jax.telemetry import writers
 from hpt_jax.telemetry.display import Display
 from hpt_jax.workdir import StageFolder, write_json
 
-# A method is a module with METRICS and four functions as in `moco.py`: make_settings, init,
-# plan_batch and train_step. A new one is a file, a line here, and its name in `config.METHODS`.
+# A method is a module with METRICS and five functions as in `moco.py`: make_settings, init,
+# plan_batch, train_step and, for pictures of its query and key views, distorted. A new one is a
+# file, a line here, and its name in `config.METHODS`.
 METHODS: dict[str, ModuleType] = {"moco": moco}
 
 
@@ -122,6 +123,8 @@ def train(
     else:
         writers.write_parameter_overview(initial.params, folder.path / "parameters.txt")
     carry = devices.replicate(carry)
+    if stage.trains and not folder.views.is_file():
+        pictures.write_views(folder.views, stage, data, method, settings, carry[0].rng)
 
     last_save, previous, note = time.monotonic(), None, ""
 

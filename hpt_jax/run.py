@@ -11,13 +11,13 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from hpt_jax import config as config_lib
-from hpt_jax import estimate, handover, parallel, plan, pretrain, resolve, workdir
+from hpt_jax import estimate, handover, parallel, pictures, plan, pretrain, resolve, workdir
 from hpt_jax.data import datasets
 from hpt_jax.evaluate import evaluations
 from hpt_jax.evaluate.subject import Subject
 from hpt_jax.library import Library
 from hpt_jax.lineage import lineage, words
-from hpt_jax.report import figures, results, tables
+from hpt_jax.report import page, results, tables
 from hpt_jax.report.tables import ResultRow
 from hpt_jax.telemetry.display import Display
 from hpt_jax.weights import export, load
@@ -29,6 +29,7 @@ def run(
     folder: str | Path,
     overrides: Sequence[tuple[str, str]] = (),
     display: Display | None = None,
+    config_path: str = "",
 ) -> list[ResultRow]:
     """Does all that a config asks for and that is not done yet.
 
@@ -37,6 +38,7 @@ def run(
       folder: the workdir; made if it is not there.
       overrides: (dotted field, text) pairs, as from `--config.a.b=text`.
       display: where lines and progress go; the terminal by default.
+      config_path: the file that the config is from, for the report; '': none.
 
     Returns:
       The rows of `results.csv`; none in a dry run.
@@ -57,7 +59,11 @@ def run(
     devices = parallel.make_devices(asked.config.parallel.devices, asked.config.parallel.map)
     library = Library(asked.config.data_dir, devices, display, root / "scans")
     handover.check(asked, root, library, devices, display)
-    write_json(root / "plans" / f"{asked.config.name}.json", plan.as_json(asked))
+    # Beside the plan, not in it: how it was asked for changes no identity and no result.
+    command = {"config": config_path, "workdir": str(folder), "overrides": list(overrides)}
+    write_json(
+        root / "plans" / f"{asked.config.name}.json", {**plan.as_json(asked), "command": command}
+    )
 
     training, probes, _ = estimate.seconds_left(asked, root)
     if training or probes:
@@ -181,6 +187,9 @@ def evaluate(
         center_crop=stage.config.input.center_crop,
         seed=stage.seed,
     )
+    pictures.write_neighbours(
+        folder.path / plan.neighbours_file(stage, asked), extracted, data, stage.config
+    )
     for name in missing:
         steps = evaluations.steps(name, config, len(data.splits["train"]))
         with display.progress(f"{stage.id}: {name}", steps) as update:
@@ -213,16 +222,14 @@ def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:
 
 
 def report(asked: plan.Plan, root: Path, display: Display) -> list[ResultRow]:
-    """Rebuilds `results.csv` from all finished evaluations; table and figure of this study."""
+    """Rebuilds `results.csv` and the report page from all finished work; this study's table."""
     path = root / "results.csv"
     tables.write_results(path, results.collect(root))
     rows = tables.read_results(path)
     mine = [row for row in rows if row.study == asked.config.name]
     if mine:
-        arms = list(asked.config.arms)
-        display.console.print(tables.results_table(mine, arms))
-        figure = root / "report" / f"{asked.config.name}_accuracy_against_steps.png"
-        figures.accuracy_against_steps(mine, figure, arms, asked.config.evaluations[0])
-        display.line(f"results: {path}")
-        display.line(f"figure: {figure}")
+        display.console.print(tables.results_table(mine, list(asked.config.arms)))
+    made = page.write(root, asked.config.name)
+    display.line(f"results: {path}")
+    display.line(f"report: {made}")
     return rows

@@ -38,6 +38,11 @@ class StageFolder:
         return self.path / "metrics.csv"
 
     @property
+    def views(self) -> Path:
+        """A few images, and the views of them that training sees."""
+        return self.path / "views.png"
+
+    @property
     def checkpoints(self) -> Path:
         """Orbax's steps."""
         return self.path / "checkpoints"

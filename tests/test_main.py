@@ -316,6 +316,22 @@ def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
         main(["--config", str(tmp_path / "c.py"), "--workdir", str(tmp_path / "w")])
 
 
+def test_the_command_is_kept_beside_the_plan(tmp_path, monkeypatch):
+    write_images(tmp_path / "images")
+    (tmp_path / "c.py").write_text(CONFIG.format(lines="pass"))
+    monkeypatch.chdir(tmp_path)
+    # Stopped where the plan has just been written.
+    monkeypatch.setattr(run.estimate, "seconds_left", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["--config", "c.py", "--workdir=w", f"--config.data_dir={tmp_path}"])
+    (path,) = (tmp_path / "w" / "plans").glob("*.json")
+    assert json.loads(path.read_text())["command"] == {
+        "config": "c.py",
+        "workdir": "w",
+        "overrides": [["data_dir", str(tmp_path)]],
+    }
+
+
 def test_an_interrupt_ends_with_130(tmp_path, monkeypatch, capsys):
     def stopped(*args, **kwargs):
         raise KeyboardInterrupt

@@ -311,6 +311,19 @@ def test_the_plan_on_file_tells_where_each_result_is():
     for told, one in zip(content["runs"], asked.runs, strict=True):
         assert told["stage_id"] == told["chain"][-1] == one.stage.id
         assert told["evaluations"] == plan.evaluation_files(one.stage, asked)
+        assert told["neighbours"] == plan.neighbours_file(one.stage, asked)
+
+
+def test_neighbours_go_by_what_they_are_found_with():
+    def file(stage, **study_fields):
+        asked = make_plan(one_stage(stage, target="folder:t", **study_fields))
+        return plan.neighbours_file(asked.runs[0].stage, asked)
+
+    first = file(BASIC)
+    for name in ("image_size", "input.center_crop", "input.channels", "input.store_px"):
+        assert file(VARIANTS[name]) != first, name
+    assert file(VARIANTS["steps"]) == first
+    assert file(BASIC, metric="macro_auroc") == first
 
 
 # Kinship: the same stage on other content

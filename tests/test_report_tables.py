@@ -15,6 +15,9 @@ from hpt_jax.errors import UserError
 from hpt_jax.report.tables import (
     COLUMNS,
     ResultRow,
+    drops,
+    interval,
+    longest,
     order_arms,
     read_results,
     results_table,
@@ -206,3 +209,39 @@ def test_studies_and_datasets_are_never_mixed():
 def test_arms_come_in_their_first_place_then_by_name():
     order = ("random", "B", "T", "B", "B+T")
     assert order_arms(["z", "B+T", "a", "B", "T"], order) == ["B", "T", "B+T", "a", "z"]
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 30])
+def test_intervals_are_students(seeds):
+    from scipy import stats
+
+    values = np.random.default_rng(seeds).uniform(0.4, 0.9, seeds)
+    (found,) = summarize(row(seed=seed, value=value) for seed, value in enumerate(values))
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(interval(found), (expected.low, expected.high), rtol=1e-12)
+
+
+def test_one_seed_has_no_interval():
+    (found,) = summarize([row()])
+    assert interval(found) is None
+
+
+def test_the_longest_are_found_arm_by_arm():
+    rows = [row("T", 50), row("T", 100), row("B+T", 25), row("B", 0), row("T", 100, seed=1)]
+    assert longest(rows) == [rows[1], rows[2], rows[3], rows[4]]
+
+
+def test_drops_compare_like_with_like():
+    rows = [
+        row("T@full", seed=0, value=0.5),
+        row("T@full", seed=1, value=0.6),
+        row("T@crop", seed=0, value=0.4),
+        row("T@crop", seed=1, value=0.7),
+        row("T@crop", seed=2, value=0.9),  # without a partner
+        row("B+T@crop", seed=0, value=0.9),  # another arm
+        row("T", seed=0, value=0.9),  # no variant
+        row("T@crop", seed=0, value=0.9, evaluation="knn"),
+    ]
+    found = {(r.arm, r.seed): r.value for r in drops(rows, "full")}
+    expected = {("T@full", 0): 0, ("T@full", 1): 0, ("T@crop", 0): -0.1, ("T@crop", 1): 0.1}
+    assert found == pytest.approx(expected)

@@ -17,7 +17,7 @@ _JITTER_YES, _GRAYSCALE_YES, _BLUR_YES, _BLUR_SIGMA, _FLIP_YES = range(
 DRAWS = _FLIP_YES + 1
 
 
-def view_draws(rng: jax.Array, step: ArrayLike, slot: ArrayLike, view: int) -> jax.Array:
+def view_draws(rng: jax.Array, step: ArrayLike, slot: ArrayLike, view: ArrayLike) -> jax.Array:
     """All randomness of one view of one example.
 
     One vector for all operations, because every separate call of `jax.random` adds a third of a
@@ -28,7 +28,7 @@ def view_draws(rng: jax.Array, step: ArrayLike, slot: ArrayLike, view: int) -> j
       step: training step, may be traced.
       slot: the example's place in the global batch (not the place where it is computed), so that
         shuffling examples over devices changes no view; below 2**24; may be traced.
-      view: which view of the example, below 128.
+      view: which view of the example, below 128; may be traced.
 
     Returns:
       f32[DRAWS], uniform in [0, 1).

@@ -153,6 +153,52 @@ def summarize(rows: Iterable[ResultRow], split: str = "test") -> list[Summary]:
     return [_summary(group, list(values[group].values())) for group in sorted(values)]
 
 
+def interval(summary: Summary) -> tuple[float, float] | None:
+    """The 95 % interval of the mean over seeds, Student's t; None for one seed.
+
+    It may reach beyond [0, 1] where seeds are few and differ much.
+    """
+    if summary.std is None:
+        return None
+    from scipy.special import stdtrit
+
+    reach = float(stdtrit(summary.seeds - 1, 0.975)) * summary.std / math.sqrt(summary.seeds)
+    return summary.mean - reach, summary.mean + reach
+
+
+def longest(rows: Iterable[ResultRow]) -> list[ResultRow]:
+    """The rows of each arm's largest number of pretraining steps."""
+    rows = list(rows)
+    most: dict[str, int] = {}
+    for row in rows:
+        most[row.arm] = max(row.pretrain_steps, most.get(row.arm, 0))
+    return [row for row in rows if row.pretrain_steps == most[row.arm]]
+
+
+def drops(rows: Iterable[ResultRow], variant: str) -> list[ResultRow]:
+    """Each value less that of the same arm's `variant` (after `@`) at the same seed.
+
+    Args:
+      rows: one number of pretraining steps an arm, as from `longest`.
+      variant: what is compared to; rows without a partner there are left out.
+
+    Returns:
+      Rows with differences in [-1, 1] as values.
+    """
+    rows = list(rows)
+
+    def question(row: ResultRow) -> tuple[object, ...]:
+        arm = row.arm.partition("@")[0]
+        return row.study, row.dataset, arm, row.evaluation, row.metric, row.split, row.seed
+
+    base = {question(row): row.value for row in rows if row.arm.partition("@")[2] == variant}
+    return [
+        dataclasses.replace(row, value=row.value - base[question(row)])
+        for row in rows
+        if "@" in row.arm and question(row) in base
+    ]
+
+
 def results_table(rows: Iterable[ResultRow], arm_order: Sequence[str]) -> Table:
     """The test results of one study, for the terminal.
 

@@ -219,6 +219,25 @@ def test_same_command_twice_does_no_work_and_leaves_results_byte_equal(
     assert all(after[p] == before[p] for p in before if p.name != "lock")
 
 
+def test_a_run_leaves_pictures_and_a_page_that_is_made_again(images: Path, workdir: Path) -> None:
+    asked = run.make_plan(config_of(images))
+    for stage in asked.stages:
+        folder = stage_folder(workdir, stage.id)
+        assert folder.views.is_file() == stage.trains
+    for one in asked.runs:
+        path = stage_folder(workdir, one.stage.id).path / plan.neighbours_file(one.stage, asked)
+        for query in read_json(path)["queries"]:
+            assert len(query["neighbours"]) == 5
+            assert set(query["classes"]) <= {"class0", "class1", "class2"}
+        assert path.with_suffix(".png").is_file()
+    page = workdir / "report" / "index.html"
+    first = page.read_bytes()
+    assert b"data:image/" in first
+    page.unlink()
+    run.run(config_of(images), workdir)
+    assert page.read_bytes() == first
+
+
 def test_a_deleted_evaluation_is_made_again_byte_equal(images: Path, workdir: Path) -> None:
     results = (workdir / "results.csv").read_bytes()
     folder = folder_of(config_of(images), workdir, "T")

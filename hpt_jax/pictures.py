@@ -1,0 +1,200 @@
+"""Small pictures for the report, made while a run has pixels and features at hand."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from hpt_jax import config as config_lib
+from hpt_jax import plan
+from hpt_jax.augment import geometric
+from hpt_jax.data import loader, order
+from hpt_jax.data.loader import Crops
+from hpt_jax.data.store import Store
+from hpt_jax.library import StageData
+from hpt_jax.models.backbone import jit_once
+from hpt_jax.workdir import write_json
+
+VIEWED, PAIRS = 6, 2  # images of `views.png`, and how many (query, key) of each
+ASKED, NEAREST = 5, 5  # test images of `neighbours-*.png`, and how many neighbours of each
+THUMBNAIL = 96  # longest side of one image, pixels
+
+
+def write_views(
+    path: Path,
+    stage: plan.Stage,
+    data: StageData,
+    method: ModuleType,
+    settings: Any,
+    rng: jax.Array,
+) -> None:
+    """Saves `sample_views`, one image a row: the evaluation view, then (query, key) pairs."""
+    _save(montage(sample_views(stage, data, method, settings, rng)), path)
+
+
+def sample_views(
+    stage: plan.Stage, data: StageData, method: ModuleType, settings: Any, rng: jax.Array
+) -> np.ndarray:
+    """The stage's first images, and how training sees them.
+
+    Pair p is what step p would show of the images that step 0 has in its first slots; pair 0 is
+    what step 0 does show.
+
+    Args:
+      stage: it trains.
+      data: its images.
+      method: see `pretrain.METHODS`.
+      settings: of the method.
+      rng: the key of its state.
+
+    Returns:
+      u8[images, 1 + 2 * PAIRS, size, size, channels], not normalised.
+    """
+    config, store = stage.config, data.store
+    # On one device, however many hold the state.
+    rng = jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(rng))))
+    rows = data.rows[order.batch_indices(stage.seed, 0, config.batch_size, len(data.rows))]
+    slots = np.arange(min(VIEWED, config.batch_size, len(data.rows)))
+    size = config.image_size
+    columns = [evaluation_views(store, rows[slots], config)]
+    for step in range(PAIRS):
+        planned = method.plan_batch(settings, stage.seed, step, rows, store.sizes[rows])
+        # Keys stand in other slots than their queries.
+        places = {"query": slots, "key": np.argsort(planned["key_slots"])[slots]}
+        crops = {
+            name: Crops(planned[name].rows[place], planned[name].boxes[place])
+            for name, place in places.items()
+        }
+        cut = loader.make_batch(store.read, crops, size)
+        for view, name in enumerate(places):
+            seen = _distort(method, settings)(rng, step, cut[name], slots, view)
+            columns.append(np.asarray(np.round(255 * seen.astype(np.float32)), np.uint8))
+    return np.stack(columns, axis=1)
+
+
+def evaluation_views(store: Store, rows: np.ndarray, config: config_lib.Stage) -> np.ndarray:
+    """What evaluations see of some rows of a store, u8[n, size, size, channels]."""
+    boxes = geometric.center_crop_boxes(store.sizes[rows], config.input.center_crop)
+    return loader.make_batch(store.read, {"image": Crops(rows, boxes)}, config.image_size)["image"]
+
+
+def write_neighbours(
+    path: Path, features: np.ndarray, data: StageData, config: config_lib.Stage
+) -> None:
+    """Saves the nearest training images of a few test images: a JSON, and a PNG beside it.
+
+    Args:
+      path: the JSON; row i of the PNG shows query i, then its neighbours.
+      features: f32[n, d], of all rows of the data's store.
+      data: the target's images.
+      config: of the stage that made the features.
+    """
+    labels, store = data.labels, data.store
+    queries = spread(data.splits["test"], labels)
+    found, cosines = nearest(features, queries, data.splits["train"])
+
+    def known(row: int) -> list[int]:
+        return [int(labels[row])] if labels.ndim == 1 else np.flatnonzero(labels[row]).tolist()
+
+    def named(row: int) -> dict[str, Any]:
+        classes = [data.dataset.class_names[label] for label in known(row)]
+        return {"image": store.dataset.images.name_of(int(store.index[row])), "classes": classes}
+
+    def neighbour(query: int, row: int, cosine: float) -> dict[str, Any]:
+        right = not set(known(query)).isdisjoint(known(row))  # one label in common is enough
+        return named(row) | {"cosine": float(cosine), "right": right}
+
+    shown = [
+        named(query)
+        | {"neighbours": [neighbour(query, *one) for one in zip(rows, near, strict=True)]}
+        for query, rows, near in zip(queries, found, cosines, strict=True)
+    ]
+    rows = np.concatenate([queries[:, None], found], axis=1)
+    images = evaluation_views(store, rows.reshape(-1), config)
+    _save(montage(images.reshape(*rows.shape, *images.shape[1:])), path.with_suffix(".png"))
+    write_json(path, {"queries": shown})
+
+
+def spread(rows: np.ndarray, labels: np.ndarray, count: int = ASKED) -> np.ndarray:
+    """A few rows, of as many classes as there are; the same whichever model is looked at.
+
+    Args:
+      rows: int64[n], to choose from.
+      labels: of all rows, i32[...] or u8[..., classes]; of several labels the first counts.
+      count: how many, at most.
+    """
+    shuffled = rows[order.permutation((0, 0), len(rows))]
+    first = labels if labels.ndim == 1 else labels.argmax(axis=1)
+    seen: collections.Counter[int] = collections.Counter()
+    before = []  # how many of its class come before each
+    for label in first[shuffled].tolist():
+        before.append(seen[label])
+        seen[label] += 1
+    return shuffled[np.argsort(before, kind="stable")[:count]]
+
+
+def nearest(
+    features: np.ndarray, queries: np.ndarray, among: np.ndarray, count: int = NEAREST
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of `among` with the largest cosine to each query, and these cosines.
+
+    Args:
+      features: f32[n, d], of all rows.
+      queries: int64[q], rows.
+      among: int64[m], rows; of equally near ones the earlier.
+      count: neighbours of each query, at most.
+
+    Returns:
+      int64[q, k] and f32[q, k], nearest first.
+    """
+    # Without a copy of the features, which may be most of the memory.
+    lengths = np.sqrt(np.einsum("nd,nd->n", features, features))
+    lengths = np.maximum(lengths, np.finfo(features.dtype).tiny)
+    cosines = (features[queries] @ features.T / lengths[queries, None] / lengths)[:, among]
+    places = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+    return among[places], np.take_along_axis(cosines, places, axis=1)
+
+
+def montage(images: np.ndarray) -> Image.Image:
+    """Square images u8[rows, columns, size, size, channels] side by side, without gaps.
+
+    Small ones are enlarged by whole pixels, large ones reduced to `THUMBNAIL`. Of channels other
+    than one and three the first three are shown, or the first.
+    """
+    shown = images[..., :3] if images.shape[-1] >= 3 else np.repeat(images[..., :1], 3, axis=-1)
+    rows, columns, size = shown.shape[:3]
+    if size > THUMBNAIL:
+        size = THUMBNAIL
+        flat = [loader.resize(one, size, size) for one in shown.reshape(-1, *shown.shape[2:])]
+        shown = np.reshape(flat, (rows, columns, size, size, 3))
+    else:
+        shown = shown.repeat(THUMBNAIL // size, axis=2).repeat(THUMBNAIL // size, axis=3)
+    height, width = rows * shown.shape[2], columns * shown.shape[3]
+    return Image.fromarray(shown.swapaxes(1, 2).reshape(height, width, 3))
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    picture.save(temporary, format="png", optimize=True)
+    os.replace(temporary, path)
+
+
+@functools.cache
+def _distort(method: ModuleType, settings: Any) -> Callable[..., jax.Array]:
+    """(key, step, crops, slots, which view) -> views in [0, 1]."""
+
+    def one(rng: jax.Array, step: Any, image: jax.Array, slot: jax.Array, view: Any) -> jax.Array:
+        return method.distorted(settings, rng, step, image, slot, view)
+
+    return jit_once(jax.vmap(one, (None, None, 0, 0, None)))

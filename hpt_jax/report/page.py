@@ -1,0 +1,442 @@
+"""One page on everything in a workdir, made of its small files alone: no pixels, no checkpoints.
+
+The page carries its pictures inside itself, asks for nothing else and runs no script, so that it
+can be opened anywhere, sent by mail and printed.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from hpt_jax.report import figures, graph, results
+from hpt_jax.report.tables import (
+    ResultRow,
+    Summary,
+    interval,
+    order_arms,
+    summarize,
+)
+from hpt_jax.telemetry.writers import read_metrics
+from hpt_jax.workdir import read_json, stage_folder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# Analysis -> name of the figure's file, its axis, and what it shows.
+_AGAINST = {
+    "": (
+        "accuracy_against_steps",
+        figures.STEPS,
+        "Each point is a pretraining of its own on the target, with a whole learning-rate "
+        "schedule; dashed: models that took no step on it (direct transfer).",
+    ),
+    "data_robustness": (
+        "accuracy_against_data",
+        figures.DATA,
+        "What is left with a part of the target's images to pretrain on; dashed: arms that the "
+        "share does not concern.",
+    ),
+    "base_quality": (
+        "accuracy_against_base",
+        figures.BASE,
+        "How much a longer trained base helps, before and after pretraining on the target; "
+        "dashed: arms without a base.",
+    ),
+}
+_DROPS = "What weaker augmentation costs: each arm against itself under moco_v2 at the same seed."
+
+
+def _percent(one: Summary) -> str:
+    return f"{100 * one.mean:.1f}"
+
+
+def _spread(one: Summary) -> str:
+    return _percent(one) + ("" if one.std is None else f" ± {100 * one.std:.1f}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+_FILTERS = {
+    "percent": _percent,
+    "spread": _spread,
+    "duration": _duration,
+    "counts": lambda values: ", ".join(f"{value:,}" for value in sorted(values)),
+    "numbers": lambda values: ", ".join(f"{value:.3f}" for value in values),
+    "splits": lambda cut: ", ".join(f"{name} ({len(rows):,})" for name, rows in cut.items()),
+}
+
+
+def write(root: Path, first: str = "") -> Path:
+    """Makes `report/index.html` and its figures again from whatever is finished.
+
+    Args:
+      root: the workdir.
+      first: the study that the page begins with.
+
+    Returns:
+      The page.
+    """
+    import jinja2
+
+    plans = [read_json(path) for path in sorted((root / "plans").glob("*.json"))]
+    plans.sort(key=lambda plan: plan["study"] != first)
+    rows = results.collect(root)
+    stages = _stages(root)
+    here = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= _FILTERS
+    studies = [
+        _study(plan, [row for row in rows if row.study == plan["study"]], stages, root)
+        for plan in plans
+    ]
+    text = environment.get_template("page.html").render(
+        studies=studies, box_width=graph.WIDTH, box_height=graph.HEIGHT
+    )
+    path = root / "report" / "index.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _stages(root: Path) -> dict[str, dict[str, Any]]:
+    """Stage id -> its lineage, and what `done.json` says where it is there."""
+    found = {}
+    for path in sorted((root / "stages").glob("*/lineage.json")):
+        done = stage_folder(root, path.parent.name).done
+        found[path.parent.name] = read_json(path) | {
+            "done": read_json(done) if done.is_file() else {}
+        }
+    return found
+
+
+def _study(
+    plan: Mapping[str, Any],
+    rows: list[ResultRow],
+    stages: Mapping[str, dict[str, Any]],
+    root: Path,
+) -> dict[str, Any]:
+    """All that the page says of one plan; what is not there is empty."""
+    config = plan["config"]
+    arms = list(dict.fromkeys(run["arm"] for run in plan["runs"]))  # as the config has them
+    evaluations = [
+        name for name in config["evaluations"] if any(r.evaluation == name for r in rows)
+    ]
+    chains = {tuple(run["chain"]): run for run in plan["runs"]}
+    mine = {one: stages[one] for chain in chains for one in chain if one in stages}
+    curves = training_curves(mine, root)
+    probes = probe_curves(plan, root)
+    return {
+        "name": plan["study"],
+        "target": plan["dataset"],
+        "domain": config.get("domain", ""),
+        "metric": plan["metric"],
+        "finding": _finding(rows, evaluations),
+        "figures": [
+            _drawn(figure, text, root, f"{plan['study']}_{name}")
+            for name, figure, text in headlines(config.get("analysis", ""), rows, arms, evaluations)
+        ],
+        "tables": [_table(rows, arms, name, _subsets(plan, name, root)) for name in evaluations],
+        "views": _views(mine, root),
+        "neighbours": _neighbours(plan, root),
+        "curves": _curves(curves, "step", plan["study"], "training_curves", root),
+        "probes": _curves(probes, "step of the probe", plan["study"], "probe_curves", root),
+        "graph": graph.layout(
+            (run["arm"], [_fact(one, stages) for one in run["chain"]]) for run in plan["runs"]
+        ),
+        "command": command(plan),
+        "stages": list(mine.values()),
+        "seconds": sum(one["done"].get("seconds", 0) for one in mine.values()),
+        "datasets": _datasets(mine.values()),
+        "versions": _versions(mine.values()),
+        "config": json.dumps(config, indent=1, sort_keys=True),
+        "config_id": plan["config_id"],
+    }
+
+
+def headlines(
+    analysis: str, rows: Sequence[ResultRow], arms: Sequence[str], evaluations: Sequence[str]
+) -> list[tuple[str, Figure, str]]:
+    """The figures of an analysis: (name of the file, figure, what it shows)."""
+    if not evaluations:
+        return []
+    if analysis in ("semi_supervised", "sequential"):
+        text = "Each arm at its longest pretraining on the target."
+        return [("arms", figures.draw_bars(rows, arms, evaluations), text)]
+    found = []
+    for place, name in enumerate(evaluations):
+        mine = [row for row in rows if row.evaluation == name]
+        if analysis == "augmentation_robustness":
+            if not any(row.arm.endswith(f"@{figures.POLICIES[0]}") for row in mine):
+                continue
+            file, text, figure = "augmentation_drops", _DROPS, figures.draw_drops(mine, arms, name)
+        else:
+            file, axis, text = _AGAINST.get(analysis, _AGAINST[""])
+            figure = figures.draw(mine, arms, name, axis)
+        found.append((f"{file}_{name}" if place else file, figure, text))
+    return found
+
+
+def _finding(rows: Sequence[ResultRow], evaluations: Sequence[str]) -> dict[str, Any] | None:
+    """What validation would choose by the first evaluation, and how that does on test."""
+    if not evaluations:
+        return None
+    mine = [row for row in rows if row.evaluation == evaluations[0]]
+    best = max(summarize(mine, "val"), key=lambda one: one.mean)
+    tested = next(
+        one
+        for one in summarize(mine)
+        if (one.arm, one.pretrain_steps) == (best.arm, best.pretrain_steps)
+    )
+    return {"evaluation": evaluations[0], "one": tested}
+
+
+def _table(
+    rows: Sequence[ResultRow], arms: Sequence[str], evaluation: str, subsets: int
+) -> dict[str, Any]:
+    """Every arm and budget of one evaluation, the best on test and on validation marked."""
+    mine = [row for row in rows if row.evaluation == evaluation]
+    places = order_arms({row.arm for row in mine}, arms)
+    val = {(one.arm, one.pretrain_steps): one for one in summarize(mine, "val")}
+    test = sorted(summarize(mine), key=lambda one: (places.index(one.arm), one.pretrain_steps))
+
+    def best(found: Iterable[Summary]) -> str:
+        return _percent(max(found, key=lambda one: one.mean))  # as the table writes it
+
+    return {
+        "evaluation": evaluation,
+        "metric": test[0].metric,
+        "subsets": subsets,
+        "best": best(test),
+        "best_val": best(val.values()),
+        "rows": [(one, interval(one), val[one.arm, one.pretrain_steps]) for one in test],
+    }
+
+
+def _subsets(plan: Mapping[str, Any], evaluation: str, root: Path) -> int:
+    """How many subsets of labels each value is a mean over; 0 where there are none."""
+    for found in _results(plan, evaluation, root).values():
+        return len(found.get("test_each", ()))
+    return 0
+
+
+def _results(plan: Mapping[str, Any], evaluation: str, root: Path) -> dict[int, dict[str, Any]]:
+    """Place among the plan's runs -> what is finished of one evaluation."""
+    found = {}
+    for place, run in enumerate(plan["runs"]):
+        file = run["evaluations"].get(evaluation)
+        path = stage_folder(root, run["stage_id"]).path / file if file else None
+        if path is not None and path.is_file():
+            found[place] = read_json(path)
+    return found
+
+
+def training_curves(stages: Mapping[str, Mapping[str, Any]], root: Path) -> list[figures.Curve]:
+    """The metrics of each chain's longest stages, every seed a line."""
+    most: dict[str, int] = {}
+    for one in stages.values():
+        most[_chain(one)] = max(most.get(_chain(one), 0), one["config"]["steps"])
+    found = []
+    for stage_id, one in stages.items():
+        rows = read_metrics(stage_folder(root, stage_id).metrics)
+        if not rows or one["config"]["steps"] != most[_chain(one)]:
+            continue
+        steps = [int(row["step"]) for row in rows]
+        for column in sorted(set(rows[0]) - {"step", "learning_rate"}):
+            values = [float(row[column]) for row in rows]
+            found.append(figures.Curve(column.replace("_", " "), _chain(one), steps, values))
+    return sorted(found, key=lambda curve: (curve.panel != "loss", curve.panel))
+
+
+def probe_curves(plan: Mapping[str, Any], root: Path) -> list[figures.Curve]:
+    """Validation of the paper's probe over its own steps; each arm's longest, every seed a line."""
+    runs = plan["runs"]
+    most = {run["arm"]: run["pretrain_steps"] for run in sorted(runs, key=_steps)}
+    found = []
+    for place, result in _results(plan, "linear_sgd", root).items():
+        run = runs[place]
+        if run["pretrain_steps"] == most[run["arm"]]:
+            steps, values = zip(*result["selection"]["curve"], strict=True)
+            percents = [100 * value for value in values]
+            found.append(
+                figures.Curve(f"validation {plan['metric']} (%)", run["arm"], steps, percents)
+            )
+    return found
+
+
+def _steps(run: Mapping[str, Any]) -> int:
+    return run["pretrain_steps"]
+
+
+def _chain(stage: Mapping[str, Any]) -> str:
+    """The names of a stage and of those before it."""
+    names = [one["id"].rpartition("-")[0] for one in (*stage["parents"], stage)]
+    return " → ".join(names)
+
+
+def _fact(stage_id: str, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the graph says of a stage, which may not have begun."""
+    name = stage_id.rpartition("-")[0]
+    if stage_id not in stages:
+        return {"name": name, "dataset": "", "how": "not begun", "steps": 0, "seed": 0}
+    config = stages[stage_id]["config"]
+    how = {"statistics": "statistics", "nothing": "as it is"}.get(config["trainable"], "")
+    return {
+        "name": name,
+        "dataset": config["dataset"],
+        "how": how,
+        "steps": config["steps"],
+        "seed": stages[stage_id]["seed"],
+    }
+
+
+def command(plan: Mapping[str, Any]) -> str:
+    """What to type to run a plan again; nothing where it was asked for from Python."""
+    asked = plan.get("command", {})
+    if not asked.get("config"):
+        return ""
+    words = ["--config", asked["config"], "--workdir", asked["workdir"]]
+    words += [f"--config.{field}={text}" for field, text in asked["overrides"]]
+    return f"python -m hpt_jax.main {shlex.join(words)}"
+
+
+def _datasets(stages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each dataset once, as the stage that pretrains on most of it sees it."""
+    found: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        data = stage["dataset"]
+        if not data:
+            continue
+        numbers = {"mean": stage["pixel_mean"], "std": stage["pixel_std"]}
+        known = found.setdefault(data["name"], data | numbers | {"subsets": set()})
+        known["subsets"].add(data["pretrained_on"])
+        if data["pretrained_on"] > known["pretrained_on"]:
+            known |= data | numbers
+    return list(found.values())
+
+
+def _versions(stages: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Package -> its version; several where stages differ."""
+    found: dict[str, set[str]] = {}
+    for stage in stages:
+        for package, version in stage["versions"].items():
+            found.setdefault(package, set()).add(version)
+    return {package: ", ".join(sorted(versions)) for package, versions in found.items()}
+
+
+def _views(stages: Mapping[str, Mapping[str, Any]], root: Path) -> list[dict[str, Any]]:
+    """One stage's views for each dataset and augmentation."""
+    found: dict[str, dict[str, Any]] = {}
+    for stage_id, stage in stages.items():
+        path, config = stage_folder(root, stage_id).views, stage["config"]
+        looks = json.dumps([config["dataset"], config["augment"], config["image_size"]])
+        if looks not in found and path.is_file():
+            tiles = _tiles(path, across=5)
+            found[looks] = {"stage": _chain(stage), "dataset": config["dataset"], "tiles": tiles}
+    return list(found.values())
+
+
+def _neighbours(plan: Mapping[str, Any], root: Path) -> list[dict[str, Any]]:
+    """What is there of the neighbours before and after pretraining on the target, first seed."""
+    runs = plan["runs"]
+    if not runs:
+        return []
+    names = [run["arm"] for run in runs]
+    before = [run for run in runs if run["arm"] == "B"] or [r for r in runs if not _steps(r)]
+    last = next((name for name in ("B+T", "B+S+T") if name in names), names[-1])
+    after = [run for run in runs if run["arm"] == last and run["seed"] == runs[0]["seed"]]
+    chosen = before[:1] + sorted(after, key=_steps)[-1:]
+    found: list[dict[str, Any]] = []
+    for run in chosen:
+        path = stage_folder(root, run["stage_id"]).path / run.get("neighbours", "none")
+        if not (path.is_file() and path.with_suffix(".png").is_file()):
+            continue
+        queries = read_json(path)["queries"]
+        tiles = _tiles(path.with_suffix(".png"), across=1 + len(queries[0]["neighbours"]))
+        facts = ([query, *query["neighbours"]] for query in queries)
+        shown = [
+            [one | tile for one, tile in zip(of_query, row, strict=True)]
+            for of_query, row in zip(facts, tiles, strict=True)
+        ]
+        if run["stage_id"] not in [one["run"]["stage_id"] for one in found]:
+            found.append({"run": run, "queries": shown})
+    return found
+
+
+def _tiles(path: Path, across: int) -> list[list[dict[str, Any]]]:
+    """The square images of a montage, row by row."""
+    with Image.open(path) as montage:
+        picture = montage.convert("RGB")
+    size = picture.width // across
+    return [
+        [_embedded(picture.crop((x, y, x + size, y + size))) for x in range(0, size * across, size)]
+        for y in range(0, picture.height, size)
+    ]
+
+
+def _embedded(picture: Image.Image) -> dict[str, Any]:
+    """A picture as a data URI, in the smaller of two formats, and its size in pixels."""
+    coded = []
+    for name, options in (("png", {"optimize": True}), ("webp", {"quality": 85})):
+        buffer = io.BytesIO()
+        picture.save(buffer, name, **options)
+        coded.append((len(buffer.getvalue()), name, buffer.getvalue()))
+    _, name, data = min(coded)
+    uri = f"data:image/{name};base64,{base64.b64encode(data).decode()}"
+    return {"uri": uri, "width": picture.width, "height": picture.height}
+
+
+def _curves(
+    curves: Sequence[figures.Curve], label: str, study: str, name: str, root: Path
+) -> dict[str, Any] | None:
+    if not curves:
+        return None
+    return _drawn(figures.draw_curves(curves, label), "", root, f"{study}_{name}")
+
+
+def _drawn(figure: Figure, text: str, root: Path, name: str) -> dict[str, Any]:
+    """Saves a figure; the page shows its SVG in the page's own colours."""
+    path = root / "report" / f"{name}.png"
+    figures.save(figure, path)
+    return {
+        "svg": _inline(path.with_suffix(".svg").read_text(), name),
+        "text": text,
+        "file": path.name,
+    }
+
+
+def _inline(svg: str, name: str) -> str:
+    """The drawing alone, its ids apart from those of other drawings."""
+    svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    width = re.search(r'width="([\d.]+)pt"', svg)
+    assert width is not None
+    points = float(width[1])  # to as many pixels; text of ten points stays readable between these
+    limits = f"min-width:{0.8 * points:.0f}px;max-width:{1.6 * points:.0f}px"
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 style="{limits}">', svg, count=1)
+    prefix = re.sub(r"\W", "_", name)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    for ours, of_page in figures.PAGE_COLORS.items():
+        svg = svg.replace(ours, f"var(--{of_page})")
+    return svg
