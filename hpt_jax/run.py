@@ -188,7 +188,7 @@ def evaluate(
         seed=stage.seed,
     )
     pictures.write_neighbours(
-        folder.path / plan.neighbours_file(stage, asked), extracted, data, stage.config
+        folder.path / plan.neighbours_file(stage, asked), subject.features, data, stage.config
     )
     for name in missing:
         steps = evaluations.steps(name, config, len(data.splits["train"]))

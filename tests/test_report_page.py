@@ -115,9 +115,9 @@ def write_workdir(root: Path, dataset: str = "folder:digits", seeds: tuple[int, 
                 found = {
                     "val": value(arm, steps, seed) - 0.1,
                     "test": value(arm, steps, seed),
-                    "test_each": [0.1, 0.2, 0.3],
+                    "labelled": [[0], [1], [2]],
                     "selected_by": "val",
-                    "selection": {"curve": [[10, 0.2], [20, 0.3]]},
+                    "selections": [{"curve": [[10, 0.2], [20, 0.3]]}],
                 }
                 (folder / "evaluations/linear_sgd-0.json").write_text(json.dumps(found))
                 write_neighbours(folder, [EVIL])

@@ -238,7 +238,7 @@ def _table(
 def _subsets(plan: Mapping[str, Any], evaluation: str, root: Path) -> int:
     """How many subsets of labels each value is a mean over; 0 where there are none."""
     for found in _results(plan, evaluation, root).values():
-        return len(found.get("test_each", ()))
+        return len(found["labelled"])
     return 0
 
 
@@ -278,7 +278,7 @@ def probe_curves(plan: Mapping[str, Any], root: Path) -> list[figures.Curve]:
     for place, result in _results(plan, "linear_sgd", root).items():
         run = runs[place]
         if run["pretrain_steps"] == most[run["arm"]]:
-            steps, values = zip(*result["selection"]["curve"], strict=True)
+            steps, values = zip(*result["selections"][0]["curve"], strict=True)
             percents = [100 * value for value in values]
             found.append(
                 figures.Curve(f"validation {plan['metric']} (%)", run["arm"], steps, percents)
