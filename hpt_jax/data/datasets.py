@@ -106,8 +106,8 @@ def inspect(name: str, data_dir: str = "") -> dict[str, object] | None:
     """Facts of a dataset that templates choose by; None where it is not there.
 
     Returns:
-      'images' (count, without test), 'labelled' (bool), 'short_side' (median of a sample's short
-      sides, pixels), 'channels' (the most of the sample).
+      'images' (count, without test), 'labelled' and 'multi_label' (bool), 'short_side' (median of a
+      sample's short sides, pixels), 'channels' (the most of the sample).
     """
     if fingerprint_of(name, data_dir) is None:
         return None
@@ -123,6 +123,7 @@ def inspect(name: str, data_dir: str = "") -> dict[str, object] | None:
     return {
         "images": sum(len(ids) for name, ids in dataset.splits.items() if name != "test"),
         "labelled": dataset.labelled,
+        "multi_label": dataset.multi_label,
         "short_side": int(np.median([min(shape[:2]) for shape in shapes])),
         "channels": max(shape[2] for shape in shapes),
     }

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from hpt_jax.data import labels_csv
 from hpt_jax.data.decode import decode
 from hpt_jax.data.images import Dataset
 from hpt_jax.data.splits import SPLITS, with_cut_splits
@@ -45,7 +46,7 @@ def open_folder(name: str, root: str, fractions: dict[str, float]) -> Dataset:
 
     Args:
       name: as the config names it.
-      root: its path.
+      root: its path; a `labels.csv` there goes before what the folders below it tell.
       fractions: share of train that becomes 'val' and 'test' where a labelled set has none.
 
     Raises:
@@ -67,8 +68,11 @@ def open_folder(name: str, root: str, fractions: dict[str, float]) -> Dataset:
             f"Known suffixes: {' '.join(SUFFIXES)}; hidden files and folders are skipped.",
         )
     paths = tuple(path for path, _ in files)
+    table = labels_csv.content_of(root)
+    fingerprint = _folder_fingerprint(files, table)
+    if table is not None:
+        return _open_table(name, root, paths, fingerprint, table, fractions)
     images = FolderImages(root, paths)
-    fingerprint = _folder_fingerprint(files)
     layout = _layout(paths)
     if layout is None:
         everything = np.arange(len(paths), dtype=np.int64)
@@ -86,10 +90,39 @@ def open_folder(name: str, root: str, fractions: dict[str, float]) -> Dataset:
     )
 
 
+def _open_table(
+    name: str,
+    root: str,
+    paths: Sequence[str],
+    fingerprint: str,
+    content: bytes,
+    fractions: dict[str, float],
+) -> Dataset:
+    """A folder whose labels are in a table; images that it does not name are left out."""
+    table = labels_csv.read(content, os.path.join(root, labels_csv.NAME), frozenset(paths))
+    given = {
+        split: np.flatnonzero(table.in_split == split)
+        for split in SPLITS
+        if split in table.in_split
+    }
+    splits, cut = with_cut_splits(given, table.labels, fractions)
+    return Dataset(
+        name,
+        FolderImages(root, table.paths),
+        splits,
+        fingerprint,
+        lambda: table.labels,
+        table.class_names,
+        multi_label=True,
+        cut=cut,
+        strays=tuple(sorted(set(paths) - set(table.paths))),
+    )
+
+
 def fingerprint_of_folder(name: str, root: str) -> str | None:
     """The fingerprint that `open_folder` would give, or None where there are no images."""
     files = _image_files(name, root) if os.path.isdir(root) else []
-    return _folder_fingerprint(files) if files else None
+    return _folder_fingerprint(files, labels_csv.content_of(root)) if files else None
 
 
 def _image_files(name: str, root: str) -> list[tuple[str, int]]:
@@ -125,11 +158,13 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterat
                 yield prefix + entry.name, found.st_size
 
 
-def _folder_fingerprint(files: Sequence[tuple[str, int]]) -> str:
+def _folder_fingerprint(files: Sequence[tuple[str, int]], table: bytes | None) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for path, size in files:
         # Names need not be UTF-8, and only a zero byte cannot occur in one.
         digest.update(path.encode("utf-8", "surrogateescape") + f"\0{size}\n".encode())
+    if table is not None:
+        digest.update(b"\0" + table)
     return digest.hexdigest()
 
 
