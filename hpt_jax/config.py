@@ -7,6 +7,7 @@ dataclasses below are the only place where a field, its type and its default are
 from __future__ import annotations
 
 import dataclasses
+import re
 import traceback
 import typing
 from collections.abc import Mapping
@@ -20,8 +21,23 @@ from hpt_jax.errors import UserError
 
 TRAINABLE = ("all", "batch_norm", "statistics", "nothing")
 METHODS = ("moco",)
-EVALUATIONS = ("linear", "knn", "linear_sgd")
+EVALUATIONS = (
+    "linear",
+    "knn",
+    "linear_sgd",
+    "linear_<labels>",
+    "finetune_<labels>",
+    "finetune_full",
+)
 METRICS = ("top1", "macro_auroc")
+ANALYSES = (
+    "separability",
+    "semi_supervised",
+    "sequential",
+    "augmentation_robustness",
+    "data_robustness",
+    "base_quality",
+)
 SPLITS = ("train", "val", "test")
 
 
@@ -75,12 +91,31 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class LinearSGD:
-    """The paper's linear probe."""
+    """The paper's linear probe; all rates, decays and seeds are trained at once."""
 
     steps: int = 5000
     batch_size: int = 512
-    learning_rate: float = 30.0
+    learning_rates: tuple[float, ...] = (30.0,)  # the best on validation is tested
+    weight_decays: tuple[float, ...] = (0.0,)  # the same
+    seeds: tuple[int, ...] = (0,)  # of the weights it starts from; results are their mean
     drops: tuple[float, ...] = (0.3302, 0.6666)  # shares of the steps, each a tenfold fall
+    eval_every: int = 100  # steps between two scores on validation
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # of RandomResizedCrop, shares of the area
+    flip_probability: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+    """The paper's fine-tuning: all weights, a new linear head."""
+
+    learning_rates: tuple[float, ...] = (0.01, 0.001)  # the best on validation is tested
+    steps: tuple[int, ...] = (2500,)  # schedules, among which validation chooses too
+    epochs: tuple[int, ...] = (90,)  # more schedules, in passes over the labelled images
+    head_multiplier: float = 100.0  # of the head's learning rate
+    batch_size: int = 256
+    bn_groups: int = 4  # of a batch
+    weight_decay: float = 0.0
+    drops: tuple[float, ...] = (0.3333, 0.6667)  # shares of the steps, each a tenfold fall
     eval_every: int = 100  # steps between two scores on validation
     crop_scale: tuple[float, float] = (0.08, 1.0)  # of RandomResizedCrop, shares of the area
     flip_probability: float = 0.5
@@ -132,12 +167,15 @@ class Config:
 
     name: str = "hpt"  # of the study, in results.csv
     template: str = "stages"
+    analysis: str = ""  # which of the paper's it is, and so how the report draws it; '': none
     seeds: tuple[int, ...] = (0,)
     stages: Mapping[str, Stage] = dataclasses.field(default_factory=dict)
     arms: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     target: str = ""  # the dataset on which every arm is evaluated; '': no evaluation
     evaluations: tuple[str, ...] = ("linear", "knn")
+    label_seeds: tuple[int, ...] = (0, 1, 2)  # of the subsets of <labels>; results are their mean
     linear_sgd: LinearSGD = LinearSGD()
+    finetune: Finetune = Finetune()
     shared_stages: tuple[str, ...] = ()  # trained with seeds[0] alone
     metric: str = "top1"  # or 'macro_auroc', the one for sets of several labels an image
     domain: str = ""  # aerial, driving, medical, natural, illustrations
@@ -160,19 +198,46 @@ class AdaptFields:
     steps: int = 0
 
 
-TEMPLATE_FIELDS: dict[str, Any] = {"stages": None, "adapt": AdaptFields}
+@dataclasses.dataclass(frozen=True)
+class StudyFields:
+    """Short-hand fields of the template 'study'; 0, '' and () are chosen by triple and scale."""
+
+    triple: str = ""  # a name of `studies.TRIPLES`, which gives what base, source, target leave out
+    base: str = ""  # a dataset to train the base on, or a checkpoint
+    source: str = ""
+    target: str = ""
+    scale: str = "small"  # for a laptop, or 'paper': ResNet-50 at 224 px, for accelerators
+    base_steps: tuple[int, ...] = ()  # the last one, but for base_quality, which trains them all
+    source_steps: int = 0  # after the base
+    source_scratch_steps: int = 0  # from random weights
+    steps: tuple[int, ...] = ()  # on the target, after base or source
+    scratch_steps: tuple[int, ...] = ()  # on the target, from random weights
+    bn_steps: tuple[int, ...] = ()  # on the target, of HPT-BN
+
+
+TEMPLATE_FIELDS: dict[str, Any] = {"stages": None, "adapt": AdaptFields, "study": StudyFields}
+
+
+def labels_of(evaluation: str) -> int | None:
+    """How many labels an evaluation is named after: 1000 of 'finetune_1000', None of 'linear'."""
+    named = re.fullmatch(r"(?:linear|finetune)_([1-9][0-9]*)", evaluation)
+    return int(named[1]) if named else None
 
 
 def default_config(template: str = "stages") -> config_dict.ConfigDict:
-    """A mutable config with every field at its default, for config files to fill in."""
+    """A mutable config with every field at its default, for config files to fill in.
+
+    In the template 'study' all fields are None, which is unset: it can then tell what a config
+    chose from what is left to the scale.
+    """
     # Neither locked nor type-safe: `resolve` reports all mistakes at once, where ml_collections
     # would stop at the first.
     config = config_dict.ConfigDict(type_safe=False)
     for field in dataclasses.fields(Config):
         if field.name not in ("shared", "stages", "arms"):
-            config[field.name] = _mutable(getattr(Config(), field.name))
+            config[field.name] = _mutable(getattr(Config(), field.name), template)
     for name in SHARED:
-        config[name] = _mutable(getattr(Stage(), name))
+        config[name] = _mutable(getattr(Stage(), name), template)
     # The parts of a policy are unset until someone overrides the policy's own.
     config.augment = {"policy": "moco_v2", **dict.fromkeys(typing.get_type_hints(Policy))}
     for name in ("stages", "arms"):  # they keep their order
@@ -184,9 +249,12 @@ def default_config(template: str = "stages") -> config_dict.ConfigDict:
     return config
 
 
-def _mutable(value: Any) -> Any:
-    nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
-    return dataclasses.asdict(value) if nested else value
+def _mutable(value: Any, template: str) -> Any:
+    unset = template == "study"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.asdict(value)
+        return dict.fromkeys(fields) if unset else fields
+    return None if unset else value
 
 
 def load(path: str) -> config_dict.ConfigDict:

@@ -150,8 +150,10 @@ DATASETS: dict[str, PaperDataset] = {
     ),
 }  # fmt: skip
 
-# (base, source, target) of the paper's sequential pretraining, and one that two cores can run.
+# (base, source, target): one that two cores can run, which studies take by default, and those of
+# the paper's sequential pretraining.
 TRIPLES: dict[str, tuple[str, str, str]] = {
+    "aerial": ("folder:tinyimagenet_64_20k", "folder:aid_64", "folder:rsscn7_64"),
     **{
         name: (IMAGENET, DATASETS[source].dataset, DATASETS[target].dataset)
         for name, source, target in (
@@ -161,7 +163,6 @@ TRIPLES: dict[str, tuple[str, str, str]] = {
             ("coco_pascal", "coco_2014", "pascal"),
         )
     },
-    "aerial": ("folder:tinyimagenet_64_20k", "folder:aid_64", "folder:rsscn7_64"),
 }
 
 

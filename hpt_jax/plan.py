@@ -18,7 +18,7 @@ from hpt_jax.errors import UserError
 # Raised by hand when the same config would train to other numbers than before.
 RECIPE_VERSION = 2
 # The same for evaluations.
-EVALUATION_VERSION = 2
+EVALUATION_VERSION = 3
 UNKNOWN = "????????"  # in ids of stages whose data or weights are not there
 
 
@@ -249,6 +249,10 @@ def evaluation_files(stage: Stage, asked: Plan) -> dict[str, str]:
         }
         if name == "linear_sgd":
             settings["probe"] = dataclasses.asdict(asked.config.linear_sgd)
+        if name.startswith("finetune"):
+            settings["finetune"] = dataclasses.asdict(asked.config.finetune)
+        if config_lib.labels_of(name):
+            settings["label_seeds"] = asked.config.label_seeds
         files[name] = f"evaluations/{name}-{content_hash(settings)}.json"
     return files
 
@@ -257,6 +261,7 @@ def as_json(asked: Plan) -> dict[str, Any]:
     """The content of `plans/<name>.json`: the config, and where each result will be found."""
     return {
         "study": asked.config.name,
+        "analysis": asked.config.analysis,
         "config_id": asked.config_id,
         "config": dataclasses.asdict(asked.config),
         "dataset": asked.config.target,
@@ -283,7 +288,7 @@ def content_hash(content: Any) -> str:
 
 def _config_id(config: config_lib.Config) -> str:
     fields = dataclasses.asdict(config)
-    for name in ("data_dir", "dry_run", "parallel", "log_every_steps", "export"):
+    for name in ("data_dir", "dry_run", "parallel", "log_every_steps", "export", "analysis"):
         del fields[name]
     del fields["save_every_steps"], fields["save_every_minutes"]
     return content_hash(fields)

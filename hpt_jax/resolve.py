@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from hpt_jax import studies
 from hpt_jax.augment.policies import POLICIES, Policy
 from hpt_jax.config import SHARED, TEMPLATE_FIELDS, AdaptFields, Config, Stage
 from hpt_jax.errors import Mistake, UserError, nearest
@@ -58,7 +59,8 @@ def resolve(
         _resolve_stages(copy.deepcopy(raw), mistakes)
         if mistakes:  # a template must not compute with values of the wrong type
             raise UserError.of(mistakes)
-        _adapt(raw, built, inspect_data, inspect_weights)
+        expand = studies.expand if template == "study" else _adapt
+        expand(raw, built, inspect_data, inspect_weights)
     resolved = _resolve_stages(raw, mistakes)
     mistakes += check(resolved, alone=bool(mistakes))
     if mistakes:
@@ -131,7 +133,8 @@ def _hints(hint: Any) -> Any:
 
 def _resolve_stages(raw: dict[str, Any], mistakes: list[Mistake]) -> Config:
     """Fills each stage with the shared fields that it does not override."""
-    shared = {name: raw.pop(name) for name in SHARED if raw.get(name) is not None}
+    shared = {name: raw.pop(name, None) for name in SHARED}
+    shared = {name: value for name, value in shared.items() if value is not None}
     arms = {}
     for name, members in _entries(raw, "arms", mistakes).items():
         arms[name] = _coerce(members, tuple[str, ...], f"arms.{name}", mistakes, ())

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from hpt_jax import config as config_lib
 from hpt_jax import estimate, handover, parallel, plan, pretrain, resolve, workdir
 from hpt_jax.data import datasets
-from hpt_jax.evaluate import evaluations, features, linear_sgd
+from hpt_jax.evaluate import evaluations
+from hpt_jax.evaluate.subject import Subject
 from hpt_jax.library import Library
 from hpt_jax.lineage import lineage, words
 from hpt_jax.report import figures, results, tables
@@ -158,7 +158,7 @@ def evaluate(
     devices: parallel.Devices,
     display: Display,
 ) -> None:
-    """Features of the target once, then each evaluation that has no result yet."""
+    """Each evaluation of a backbone that has no result yet."""
     folder, config = stage_folder(root, stage.id), asked.config
     files = plan.evaluation_files(stage, asked)
     missing = [name for name, file in files.items() if not (folder.path / file).is_file()]
@@ -167,57 +167,30 @@ def evaluate(
     backbone = load.load_stage(folder)
     low, high = (int(value) for value in backbone.pixel_window)
     data = library.target(config.target, stage, (low, high) if high else None)
-    model = pretrain.make_model(stage.config.model, devices)
-    options = stage.config.input
-    extracted = features.extract(
-        model, backbone, data.feed, stage.config.image_size, options.center_crop
-    )
-    labels, classes = data.labels, data.dataset.class_names
-    train, val, test = (
-        evaluations.Split(extracted[data.splits[name]], labels[data.splits[name]])
-        for name in config_lib.SPLITS
+    subject = Subject(
+        model=pretrain.make_model(stage.config.model, devices),
+        backbone=backbone,
+        feed=data.feed,
+        splits=data.splits,
+        labels=data.labels,
+        classes=data.dataset.class_names,
+        metric=config.metric,
+        image_size=stage.config.image_size,
+        center_crop=stage.config.input.center_crop,
+        seed=stage.seed,
     )
     for name in missing:
-        if name == "linear_sgd":  # which sees new views of the images at every step
-            views = features.augmented(
-                model,
-                backbone,
-                data.feed,
-                data.splits["train"],
-                stage.config.image_size,
-                config.linear_sgd,
-                stage.seed,
-            )
-            with display.progress(f"{stage.id}: {name}", config.linear_sgd.steps) as update:
-                found = linear_sgd.train(
-                    _labelled(views, labels, update),
-                    val,
-                    test,
-                    len(classes),
-                    config.metric,
-                    config.linear_sgd,
-                    stage.seed,
-                )
-        else:
-            evaluation = evaluations.EVALUATIONS[name]
-            found = evaluation(train, val, test, len(classes), config.metric)
+        steps = evaluations.steps(name, config, len(data.splits["train"]))
+        with display.progress(f"{stage.id}: {name}", steps) as update:
+            found = evaluations.evaluate(name, subject, config, update)
         write_json(folder.path / files[name], found)
         display.line(f"{stage.id}: {name} {100 * found['test']:.1f} % on test")
-        undefined = [classes[index] for index in found.get("undefined_classes", ())]
+        undefined = [subject.classes[index] for index in found["undefined_classes"]]
         if undefined:
             display.line(
                 f"note: {config.metric} leaves out {', '.join(undefined)}: without a positive or "
                 "without a negative test image it is not defined"
             )
-
-
-def _labelled(
-    views: Iterable[tuple[Any, np.ndarray]], labels: np.ndarray, update: Callable[[int, str], None]
-) -> Iterator[tuple[Any, np.ndarray]]:
-    """Features with their labels, counted on the display."""
-    for step, (batch, rows) in enumerate(views):
-        yield batch, labels[rows]
-        update(step + 1, "")
 
 
 def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:

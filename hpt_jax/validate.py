@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterable
 
 from hpt_jax.augment.policies import Policy
 from hpt_jax.config import (
+    ANALYSES,
     EVALUATIONS,
     METHODS,
     METRICS,
     TRAINABLE,
     Config,
+    Finetune,
     Input,
     LinearSGD,
     MoCo,
     Model,
     Stage,
+    labels_of,
 )
 from hpt_jax.errors import Mistake, nearest
 from hpt_jax.models.resnet import ARCHITECTURES
@@ -88,19 +91,22 @@ def _check_top(config: Config, alone: bool) -> list[Mistake]:
     for field, names in (("name", [config.name]), ("stages", config.stages), ("arms", config.arms)):
         for name in names:
             need(bool(safe.fullmatch(name)), field, name, rule, "Choose another name.")
-    # jax.random.key keeps 32 bits of a seed: beyond them, seeds would silently be equal.
-    good = bool(config.seeds) and min(config.seeds) >= 0 and max(config.seeds) < 2**32
-    need(good, "seeds", config.seeds, "at least one, each in [0, 2**32)")
-    need(len(set(config.seeds)) == len(config.seeds), "seeds", config.seeds, "distinct seeds")
+    _check_seeds(config.seeds, "seeds", need)
     _check_arms(config, checks.need_together)
     for name in config.evaluations:
-        known = nearest(name, EVALUATIONS)
-        need(name in EVALUATIONS, "evaluations", name, "a known evaluation", known)
+        good = labels_of(name) is not None or (name in EVALUATIONS and "<" not in name)
+        need(good, "evaluations", name, "a known evaluation", nearest(name, EVALUATIONS))
+    _check_seeds(config.label_seeds, "label_seeds", need)
     need(config.metric in METRICS, "metric", config.metric, f"one of {METRICS}")
-    _check_linear_sgd(config.linear_sgd, need)
+    _check_seeds(config.linear_sgd.seeds, "linear_sgd.seeds", need)
+    _check_probe(config.linear_sgd, "linear_sgd", need)
+    _check_probe(config.finetune, "finetune", need)
+    _check_finetune(config.finetune, checks)
     arm = config.export
     known = suggest(arm, config.arms)
     checks.need_together(not arm or arm in config.arms, "export", arm, "the name of an arm", known)
+    analysis, known = config.analysis, nearest(config.analysis, ANALYSES)
+    need(analysis in ("", *ANALYSES), "analysis", analysis, "one of the analyses", known)
     need(config.log_every_steps >= 1, "log_every_steps", config.log_every_steps, "at least 1")
     need(config.save_every_steps >= 0, "save_every_steps", config.save_every_steps, "at least 0")
     minutes = config.save_every_minutes
@@ -232,24 +238,51 @@ def _check_input(values: Input, need: Callable[..., None]) -> None:
     need(0 <= share < 1, "input.max_unreadable", share, "a share in [0, 1)")
 
 
-def _check_linear_sgd(probe: LinearSGD, need: Callable[..., None]) -> None:
-    for name in ("steps", "batch_size", "eval_every"):
+def _check_seeds(seeds: tuple[int, ...], name: str, need: Callable[..., None]) -> None:
+    # jax.random.key keeps 32 bits of a seed: beyond them, seeds would silently be equal.
+    good = bool(seeds) and min(seeds) >= 0 and max(seeds) < 2**32
+    need(good, name, seeds, "at least one, each in [0, 2**32)")
+    need(len(set(seeds)) == len(seeds), name, seeds, "distinct seeds")
+
+
+def _check_probe(probe: LinearSGD | Finetune, at: str, need: Callable[..., None]) -> None:
+    """Checks what the probes that train by SGD have in common."""
+    for name in ("batch_size", "eval_every"):
         value = getattr(probe, name)
-        need(value >= 1, f"linear_sgd.{name}", value, "at least 1")
-    rate, drops = probe.learning_rate, probe.drops
-    need(rate > 0, "linear_sgd.learning_rate", rate, "more than 0")
+        need(value >= 1, f"{at}.{name}", value, "at least 1")
+    rates, drops = probe.learning_rates, probe.drops
+    good = bool(rates) and min(rates) > 0
+    need(good, f"{at}.learning_rates", rates, "at least one, each more than 0")
     good = all(0 < share < 1 for share in drops) and list(drops) == sorted(set(drops))
-    need(good, "linear_sgd.drops", drops, "rising shares of the steps, each in (0, 1)")
-    need(
-        probe.eval_every <= probe.steps,
-        "linear_sgd.eval_every",
-        probe.eval_every,
-        f"at most linear_sgd.steps = {probe.steps}",
-    )
+    need(good, f"{at}.drops", drops, "rising shares of the steps, each in (0, 1)")
     low, high = probe.crop_scale
-    need(0 < low <= high <= 1, "linear_sgd.crop_scale", probe.crop_scale, "0 < low <= high <= 1")
+    need(0 < low <= high <= 1, f"{at}.crop_scale", probe.crop_scale, "0 < low <= high <= 1")
     share = probe.flip_probability
-    need(0 <= share <= 1, "linear_sgd.flip_probability", share, "a number in [0, 1]")
+    need(0 <= share <= 1, f"{at}.flip_probability", share, "a number in [0, 1]")
+    if isinstance(probe, LinearSGD):
+        need(probe.steps >= 1, f"{at}.steps", probe.steps, "at least 1")
+        decays = probe.weight_decays
+        good = bool(decays) and min(decays) >= 0
+        need(good, f"{at}.weight_decays", decays, "at least one, each at least 0")
+
+
+def _check_finetune(tuned: Finetune, checks: _Checks) -> None:
+    need = checks.need
+    for name in ("steps", "epochs"):
+        values = getattr(tuned, name)
+        need(all(value >= 1 for value in values), f"finetune.{name}", values, "each at least 1")
+    expected = "at least one schedule in finetune.steps or finetune.epochs"
+    checks.need_together(bool(tuned.steps or tuned.epochs), "finetune.steps", tuned.steps, expected)
+    rate, decay = tuned.head_multiplier, tuned.weight_decay
+    need(rate > 0, "finetune.head_multiplier", rate, "more than 0")
+    need(decay >= 0, "finetune.weight_decay", decay, "at least 0")
+    groups, batch = tuned.bn_groups, tuned.batch_size
+    checks.need_together(
+        groups >= 1 and batch % groups == 0 and batch >= 2 * groups,
+        "finetune.bn_groups",
+        groups,
+        f"a number that cuts finetune.batch_size = {batch} into equal groups of at least 2",
+    )
 
 
 def _check_stage(stage: Stage, at: str, alone: bool) -> list[Mistake]:

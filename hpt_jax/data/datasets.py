@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from hpt_jax.data import SCHEMES
 from hpt_jax.data.catalog import fingerprint_of_catalog, open_catalog
 from hpt_jax.data.catalog import prepare as prepare_catalog
 from hpt_jax.data.folders import fingerprint_of_folder, open_folder
@@ -87,7 +88,7 @@ def prepare(name: str, data_dir: str, line: Callable[[str], None]) -> None:
 def _parse(name: str) -> tuple[str, str]:
     """`scheme:place` taken apart."""
     scheme, _, place = name.partition(":")
-    if scheme in ("folder", "package", "tfds") and place:
+    if scheme in SCHEMES and place:
         return scheme, place
     raise UserError(
         "dataset",
@@ -106,8 +107,8 @@ def inspect(name: str, data_dir: str = "") -> dict[str, object] | None:
     """Facts of a dataset that templates choose by; None where it is not there.
 
     Returns:
-      'images' (count, without test), 'labelled' and 'multi_label' (bool), 'short_side' (median of a
-      sample's short sides, pixels), 'channels' (the most of the sample).
+      'images' (count, without test), 'labelled' (bool), 'classes' (count), 'multi_label' (bool),
+      'short_side' (median of a sample's short sides, pixels), 'channels' (the most of the sample).
     """
     if fingerprint_of(name, data_dir) is None:
         return None
@@ -123,6 +124,7 @@ def inspect(name: str, data_dir: str = "") -> dict[str, object] | None:
     return {
         "images": sum(len(ids) for name, ids in dataset.splits.items() if name != "test"),
         "labelled": dataset.labelled,
+        "classes": len(dataset.class_names),
         "multi_label": dataset.multi_label,
         "short_side": int(np.median([min(shape[:2]) for shape in shapes])),
         "channels": max(shape[2] for shape in shapes),

@@ -26,14 +26,20 @@ _CROP, _FLIP = 11, 12
 
 
 def extract(
-    model: ResNet, backbone: Backbone, feed: Feed, image_size: int, center_crop: float
+    model: ResNet,
+    backbone: Backbone,
+    feed: Feed,
+    rows: np.ndarray,
+    image_size: int,
+    center_crop: float,
 ) -> np.ndarray:
-    """Features of the evaluation view of all stored images, in their order.
+    """Features of the evaluation view of some images.
 
     Args:
       model: the architecture.
       backbone: weights, running statistics and the pixel statistics to normalise with.
       feed: the images.
+      rows: int64[n], which, as rows of the store.
       image_size: side of the view, in pixels.
       center_crop: the view's share of the short side.
 
@@ -41,14 +47,15 @@ def extract(
       f32[n, features].
     """
     devices, sizes = feed.devices, feed.store.sizes
-    count = len(sizes)
+    count = len(rows)
     batch = min(BATCH, -(-count // devices.count)) * devices.count
 
     def plan_batch(number: int) -> Plan:
         # The last batch is filled up with the last image, so that all have one shape.
-        rows = np.minimum(np.arange(number * batch, (number + 1) * batch), count - 1)
-        boxes = geometric.center_crop_boxes(sizes[rows], center_crop)
-        return {"image": Crops(rows, boxes), "flip": np.zeros(batch, bool)}
+        places = np.minimum(np.arange(number * batch, (number + 1) * batch), count - 1)
+        shown = rows[places]
+        boxes = geometric.center_crop_boxes(sizes[shown], center_crop)
+        return {"image": Crops(shown, boxes), "flip": np.zeros(batch, bool)}
 
     steps = range(-(-count // batch))
     parts = [
@@ -81,27 +88,49 @@ def augmented(
     Yields:
       For each step (f32[batch_size, features], the rows int64[batch_size] that they show).
     """
-    devices, sizes = feed.devices, feed.store.sizes
-    size = -(-probe.batch_size // devices.count) * devices.count
-
-    def rows_of(step: int) -> np.ndarray:
-        return rows[order.batch_indices(seed, step, probe.batch_size, len(rows))]
 
     def plan_batch(step: int) -> Plan:
-        shown = rows_of(step)
-        # Devices take equal parts; what fills them up is cut off again.
-        shown = np.concatenate([shown, np.repeat(shown[-1:], size - len(shown))])
-        draws = order.uniforms(seed, step, _CROP, (size, geometric.BOX_DRAWS))
-        boxes = geometric.random_resized_crop_boxes(
-            draws, sizes[shown], probe.crop_scale, _CROP_RATIO
-        )
-        flip = order.uniforms(seed, step, _FLIP, (size,)) < probe.flip_probability
-        return {"image": Crops(shown, boxes), "flip": flip}
+        return plan_views(probe, seed, step, rows, feed)
 
     steps = range(probe.steps)
     parts = _features(model, backbone, feed, plan_batch, steps, image_size)
     for step, part in zip(steps, parts, strict=True):
-        yield devices.gather(part)[: probe.batch_size], rows_of(step)
+        shown = shown_rows(probe, seed, step, rows)
+        yield feed.devices.gather(part)[: probe.batch_size], shown
+
+
+def shown_rows(
+    probe: config_lib.LinearSGD | config_lib.Finetune, seed: int, step: int, rows: np.ndarray
+) -> np.ndarray:
+    """The images of a step: int64[batch_size] of `rows`."""
+    return rows[order.batch_indices(seed, step, probe.batch_size, len(rows))]
+
+
+def plan_views(
+    probe: config_lib.LinearSGD | config_lib.Finetune,
+    seed: int,
+    step: int,
+    rows: np.ndarray,
+    feed: Feed,
+) -> Plan:
+    """What a supervised step shows: 'image', a random crop of each, and 'flip', whether mirrored.
+
+    Args:
+      probe: batch, crops and flips.
+      seed: of order, crops and flips.
+      step: from 0.
+      rows: int64[n], the images to train on, as rows of the store.
+      feed: the images; a batch that its devices do not divide is filled up with the last image.
+    """
+    shown = shown_rows(probe, seed, step, rows)
+    size = -(-len(shown) // feed.devices.count) * feed.devices.count
+    shown = np.concatenate([shown, np.repeat(shown[-1:], size - len(shown))])
+    draws = order.uniforms(seed, step, _CROP, (size, geometric.BOX_DRAWS))
+    boxes = geometric.random_resized_crop_boxes(
+        draws, feed.store.sizes[shown], probe.crop_scale, _CROP_RATIO
+    )
+    flip = order.uniforms(seed, step, _FLIP, (size,)) < probe.flip_probability
+    return {"image": Crops(shown, boxes), "flip": flip}
 
 
 def _features(
@@ -120,16 +149,22 @@ def _features(
         yield program(backbone, batch["image"], batch["flip"])
 
 
+def prepare(images: jax.Array, flips: jax.Array, backbone: Backbone, dtype: Any) -> jax.Array:
+    """Mirrors and normalises crops u8[n, S, S, C]: dtype of the same shape."""
+
+    def one(image: jax.Array, flip: jax.Array) -> jax.Array:
+        image = geometric.flip(image.astype(dtype) / 255, flip)
+        return photometric.normalize(image, backbone.pixel_mean, backbone.pixel_std)
+
+    return jax.vmap(one)(images, flips)
+
+
 @functools.cache
 def _compiled(model: ResNet, devices: Any) -> Callable[..., Any]:
     dtype = jnp.promote_types(jnp.float32, model.dtype)
 
-    def view(image: jax.Array, flip: jax.Array, backbone: Backbone) -> jax.Array:
-        image = geometric.flip(image.astype(dtype) / 255, flip)
-        return photometric.normalize(image, backbone.pixel_mean, backbone.pixel_std)
-
     def program(backbone: Backbone, images: jax.Array, flips: jax.Array) -> jax.Array:
-        images = jax.vmap(functools.partial(view, backbone=backbone))(images, flips)
+        images = prepare(images, flips, backbone, dtype)
         features: Any = model.apply(backbone.variables, images, train=False)
         return features
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hpt_jax.evaluate.metrics import score
+from hpt_jax.evaluate.selection import Selection
 
 # Strongest first. Aerial scenes (256 and 512 dimensions, 7 and 30 classes) peak at 0.1 and lose
 # points on both sides; digits (128 to 2,048 dimensions) gain a point at most above 0.1.
@@ -44,23 +45,6 @@ class LinearProbe:
     scale: NDArray[np.floating]
     weights: NDArray[np.floating]
     bias: NDArray[np.floating]
-
-
-@dataclasses.dataclass(frozen=True)
-class Selection:
-    """What was chosen on validation, and on what grounds; `dataclasses.asdict` suits JSON.
-
-    Attributes:
-      chosen: the value of C.
-      metric: the validation metric that decided.
-      value: that metric at the chosen C, a fraction in [0, 1].
-      curve: (C, metric) of every candidate.
-    """
-
-    chosen: float
-    metric: str
-    value: float
-    curve: tuple[tuple[float, float], ...]
 
 
 def fit(
@@ -131,8 +115,8 @@ def select(
     probes = [fit(train_x, train_y, num_classes, candidate) for candidate in GRID]
     values = [score(metric, scores(probe, val_x), val_y)[0] for probe in probes]
     best = int(np.argmax(values))
-    curve = tuple(zip(GRID, values, strict=True))
-    return probes[best], Selection(GRID[best], metric, values[best], curve)
+    candidates = tuple({"C": c, "value": value} for c, value in zip(GRID, values, strict=True))
+    return probes[best], Selection({"C": GRID[best]}, metric, values[best], candidates)
 
 
 def _standardisation(

@@ -2,13 +2,16 @@
 
 As the authors' code has it (`linear-eval-*.py`): 5,000 steps at batch 512, rate 30, momentum 0.9,
 no decay, two tenfold drops, weights from N(0, 0.01^2), features as they are. Where that code chose
-the step by validation and read the test score of every step beside it, here test is scored once.
+the step by validation and read the test score of every step beside it, no test data comes here.
+
+Rates, decays and seeds are trained side by side on the same features, which are nearly all of the
+cost.
 """
 
 from __future__ import annotations
 
 import functools
-import math
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,82 +20,105 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hpt_jax.config import LinearSGD
+from hpt_jax.config import Finetune, LinearSGD
 from hpt_jax.errors import UserError
-from hpt_jax.evaluate.evaluations import Split, result
-from hpt_jax.evaluate.linear import Selection
 from hpt_jax.evaluate.metrics import score
+from hpt_jax.evaluate.selection import Best, Selection
 
 MOMENTUM = 0.9
 WEIGHT_STD = 0.01
 
+Probe = dict[str, Any]  # {'weights': [d, classes], 'bias': [classes]}
 
-def learning_rate(settings: LinearSGD, step: int) -> float:
-    """The rate of step `step`, from 0: it falls tenfold after each share of the steps."""
-    passed = sum(step >= round(share * settings.steps) for share in settings.drops)
-    return settings.learning_rate * 0.1**passed
+
+def drop(settings: LinearSGD | Finetune, step: int, steps: int) -> float:
+    """The factor of the rate at step `step`, from 0: it falls tenfold after each of the drops."""
+    return 0.1 ** sum(step >= round(share * steps) for share in settings.drops)
 
 
 def train(
     batches: Iterable[tuple[Any, np.ndarray]],
-    val: Split,
-    test: Split,
+    val_features: np.ndarray,
+    val_labels: np.ndarray,
     classes: int,
     metric: str,
     settings: LinearSGD,
     seed: int,
-) -> dict[str, Any]:
-    """Trains the probe, keeps the best weights on validation, and tests those once.
-
-    The weights are taken from the second half of the steps, as in the authors' code; of equally
-    good ones the earliest.
+) -> list[tuple[Probe, Selection]]:
+    """Trains all probes at once and keeps, of each seed, the best weights on validation.
 
     Args:
       batches: for each step (features f32[b, d] of augmented training images, their labels i32[b]
         or u8[b, classes]); several labels an image are trained by binary cross-entropy.
-      val: features of the evaluation view.
-      test: the same; nothing is chosen by it.
-      classes: number of columns of the probe.
+      val_features: f32[n, d] of the evaluation view.
+      val_labels: i32[n] or u8[n, classes].
+      classes: number of columns of a probe.
       metric: 'top1' or 'macro_auroc'.
-      settings: steps, rate, drops and how often validation is scored.
-      seed: of the weights it starts from.
+      settings: steps, rates, decays, seeds, drops and how often validation is scored.
+      seed: of the pretraining; joins the probes' own.
 
     Returns:
-      The result, as `evaluations.result` has it; the curve is that of validation over steps.
+      For each of the probe's seeds its weights and how they were chosen: rate, decay and step.
 
     Raises:
-      UserError: the loss is no longer finite.
+      UserError: the loss of every probe of a seed is no longer finite.
     """
-    probe = _init(seed, val.features.shape[1], classes)
-    state = (probe, jax.tree.map(jnp.zeros_like, probe))
-    update = _update(val.labels.ndim == 2)
-    curve: list[tuple[float, float]] = []
-    best, best_value, best_step = probe, -math.inf, 0
+    grid = list(itertools.product(settings.seeds, settings.learning_rates, settings.weight_decays))
+    starts = [init((seed, own), val_features.shape[1], classes) for own, _, _ in grid]
+    probes = jax.tree.map(lambda *one: jnp.stack(one), *starts)
+    state = (probes, jax.tree.map(jnp.zeros_like, probes))
+    rates, decays = (np.array([one[i] for one in grid], np.float32) for i in (1, 2))
+    update = _update()
+    moments = [Best(settings.steps) for _ in grid]
+    kept = list(starts)
     for done, (features, labels) in enumerate(batches, 1):
-        rate = np.float32(learning_rate(settings, done - 1))
-        state, loss = update(state, jnp.asarray(features), jnp.asarray(labels), rate)
+        rate = rates * np.float32(drop(settings, done - 1, settings.steps))
+        state, losses = update(state, jnp.asarray(features), jnp.asarray(labels), rate, decays)
         if done % settings.eval_every and done != settings.steps:
             continue
-        if not math.isfinite(loss):
-            raise UserError(
-                "linear_sgd.learning_rate",
-                settings.learning_rate,
-                f"a finite loss, but the probe diverged before step {done}",
-                "Lower it.",
-            )
         weights = jax.device_get(state[0])
-        value, _ = score(metric, _scores(weights, val.features), val.labels)
-        curve.append((done, value))
-        if 2 * done >= settings.steps and value > best_value:
-            best, best_value, best_step = weights, value, done
-    tested = score(metric, _scores(best, test.features), test.labels)
-    return result(best_value, tested, Selection(best_step, metric, best_value, tuple(curve)))
+        for number, loss in enumerate(np.asarray(losses)):
+            probe = jax.tree.map(lambda leaf, number=number: leaf[number], weights)
+            if not np.isfinite(loss):
+                continue
+            value, _ = score(metric, scores(probe, val_features), val_labels)
+            if moments[number].is_better(done, value):
+                kept[number] = probe
+    per_seed = len(grid) // len(settings.seeds)
+    return [
+        _best_of(range(first, first + per_seed), grid, moments, kept, metric)
+        for first in range(0, len(grid), per_seed)
+    ]
 
 
-Probe = dict[str, Any]  # {'weights': [d, classes], 'bias': [classes]}
+def _best_of(
+    numbers: range,
+    grid: list[tuple[int, float, float]],
+    moments: list[Best],
+    kept: list[Probe],
+    metric: str,
+) -> tuple[Probe, Selection]:
+    """The best of the probes of one seed; of equally good ones the first."""
+    best = max(numbers, key=lambda number: moments[number].value)
+    if not moments[best].step:
+        raise UserError(
+            "linear_sgd.learning_rates",
+            tuple(grid[number][1] for number in numbers),
+            "a finite loss, but the probe diverged",
+            "Lower them.",
+        )
+    settings = [{"learning_rate": grid[n][1], "weight_decay": grid[n][2]} for n in numbers]
+    candidates = tuple(
+        {**one, "step": moments[n].step, "value": max(moments[n].value, 0.0)}
+        for one, n in zip(settings, numbers, strict=True)
+    )
+    chosen = {**settings[best - numbers.start], "step": moments[best].step}
+    curve = tuple(moments[best].curve)
+    return kept[best], Selection(chosen, metric, moments[best].value, candidates, curve)
 
 
-def _init(seed: int, features: int, classes: int) -> Probe:
+def init(seed: int | tuple[int, ...], features: int, classes: int) -> Probe:
+    """Weights [features, classes] from N(0, 0.01^2), and a bias [classes] of zero."""
     drawn = np.random.default_rng(seed).standard_normal((features, classes))
     return {
         "weights": jnp.asarray(WEIGHT_STD * drawn, jnp.float32),
@@ -100,28 +126,39 @@ def _init(seed: int, features: int, classes: int) -> Probe:
     }
 
 
-def _scores(probe: Probe, features: np.ndarray) -> np.ndarray:
-    return features @ probe["weights"] + probe["bias"]
+def scores(probe: Probe, features: np.ndarray) -> np.ndarray:
+    """Logits [n, classes] of features [n, d]."""
+    return features @ np.asarray(probe["weights"]) + np.asarray(probe["bias"])
+
+
+def loss_of(probe: Probe, features: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross-entropy of labels i32[n], or mean binary one of u8[n, classes]."""
+    # The default precision of accelerators would lose what a rate of 30 amplifies.
+    exact = jax.lax.Precision.HIGHEST
+    logits = jnp.matmul(features, probe["weights"], precision=exact) + probe["bias"]
+    if labels.ndim == 2:
+        return optax.sigmoid_binary_cross_entropy(logits, labels).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 @functools.cache
-def _update(multi_label: bool) -> Callable[..., tuple[tuple[Probe, Probe], jax.Array]]:
-    """((probe, momentum), features, labels, rate) -> the same after one step, and the loss."""
+def _update() -> Callable[..., tuple[tuple[Probe, Probe], jax.Array]]:
+    """(probes, momenta), features, labels, rates [k], decays [k] -> after one step, and losses."""
 
-    def loss_of(probe: Probe, features: jax.Array, labels: jax.Array) -> jax.Array:
-        # The default precision of accelerators would lose what a rate of 30 amplifies.
-        exact = jax.lax.Precision.HIGHEST
-        logits = jnp.matmul(features, probe["weights"], precision=exact) + probe["bias"]
-        if multi_label:
-            return optax.sigmoid_binary_cross_entropy(logits, labels).mean()
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    def one(
+        probe: Probe, momentum: Probe, rate: Any, decay: Any, features: jax.Array, labels: jax.Array
+    ) -> tuple[Probe, Probe, jax.Array]:
+        loss, gradient = jax.value_and_grad(loss_of)(probe, features, labels)
+        momentum = jax.tree.map(
+            lambda m, g, p: MOMENTUM * m + g + decay * p, momentum, gradient, probe
+        )
+        return jax.tree.map(lambda p, m: p - rate * m, probe, momentum), momentum, loss
 
     def update(
-        state: tuple[Probe, Probe], features: jax.Array, labels: jax.Array, rate: jax.Array
+        state: tuple[Probe, Probe], features: jax.Array, labels: jax.Array, rates: Any, decays: Any
     ) -> tuple[tuple[Probe, Probe], jax.Array]:
-        probe, momentum = state
-        loss, gradient = jax.value_and_grad(loss_of)(probe, features, labels)
-        momentum = jax.tree.map(lambda m, g: MOMENTUM * m + g, momentum, gradient)
-        return (jax.tree.map(lambda p, m: p - rate * m, probe, momentum), momentum), loss
+        mapped = jax.vmap(one, (0, 0, 0, 0, None, None))
+        probes, momenta, losses = mapped(*state, rates, decays, features, labels)
+        return (probes, momenta), losses
 
     return jax.jit(update, donate_argnums=0)
