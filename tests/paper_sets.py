@@ -58,7 +58,8 @@ def table_folder(root: Path, classes: int, count: int = 60) -> None:
     for index in range(count):
         grey(root / "images" / f"{index:03}.png", index * 3)
         cells = rng.choice(["1", "0", "-1", ""], classes)
-        lines.append(",".join([f"images/{index:03}.png", ("train", "test")[index % 3 == 0], *cells]))
+        split = "test" if index % 3 == 0 else "train"
+        lines.append(",".join([f"images/{index:03}.png", split, *cells]))
     (root / "labels.csv").write_text("\n".join(lines) + "\n")
 
 

@@ -60,11 +60,12 @@ def test_length_of_features_does_not_matter():
     np.testing.assert_allclose(one, other, rtol=1e-4)
 
 
-def test_votes_for_several_labels_an_image_equal_brute_force():
+@pytest.mark.parametrize("classes", [5, 1])
+def test_votes_for_several_labels_an_image_equal_brute_force(classes):
     train_x, _, x, _ = blobs(90, 40, seed=3)
-    labels = np.random.default_rng(0).integers(0, 2, (90, 5), dtype=np.uint8)
-    votes = knn.predict(train_x, labels, x, 5, k=7)
-    expected = brute_force(train_x.astype(float), labels, x.astype(float), 5, 7, 0.07)
+    labels = np.random.default_rng(0).integers(0, 2, (90, classes), dtype=np.uint8)
+    votes = knn.predict(train_x, labels, x, classes, k=7)
+    expected = brute_force(train_x.astype(float), labels, x.astype(float), classes, 7, 0.07)
     np.testing.assert_allclose(votes, expected, rtol=2e-4, atol=1e-6)
 
 

@@ -59,7 +59,7 @@ def predict(
         )
     if k < 1:
         raise ValueError(f"k must be at least 1: {k=}")
-    if labels.min() < 0 or labels.max() >= num_classes:
+    if labels.min() < 0 or labels.max() >= (num_classes if labels.ndim == 1 else 2):
         raise ValueError(f"labels span {labels.min()}..{labels.max()}: {num_classes=}")
     votes = _votes(train_x, jnp.asarray(labels), x, num_classes, min(k, n), temperature)
     return np.asarray(votes)
