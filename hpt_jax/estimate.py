@@ -52,15 +52,28 @@ def stage_bytes(stage: plan.Stage, keep: int = 2) -> float:
     return 4.0 * keep * (3 * (parameters + head) + moco.queue_size * moco.dim)
 
 
-def probe_flops(stage: plan.Stage, asked: plan.Plan) -> float:
-    """FLOPs of the paper's probe on a stage's backbone: a forward pass of every view."""
+def evaluation_flops(name: str, stage: plan.Stage, asked: plan.Plan) -> float:
+    """FLOPs of an evaluation of a stage's backbone; those on cached features count as nothing.
+
+    The paper's probe takes a forward pass of every view, fine-tuning a backward pass too. How many
+    training images there are, which sets the length of an epoch, is not known here where all are
+    taken: epochs then count as `finetune.steps` do.
+    """
     forward, _ = _forward(stage.config.model, stage.config.image_size)
-    probe = asked.config.linear_sgd
-    return forward * probe.batch_size * probe.steps
+    probe, tuned = asked.config.linear_sgd, asked.config.finetune
+    if name == "linear_sgd":
+        return forward * probe.batch_size * probe.steps
+    if not name.startswith("finetune"):
+        return 0.0
+    labels = config_lib.labels_of(name)
+    epoch = -(-labels // tuned.batch_size) if labels else 0
+    steps = sum(tuned.steps) + sum(epoch * one for one in tuned.epochs)
+    runs = len(tuned.learning_rates) * (len(asked.config.label_seeds) if labels else 1)
+    return 3 * forward * tuned.batch_size * steps * runs
 
 
-def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, float, str]:
-    """Seconds of the stages and of the paper's probes that are not done, and the rate's source."""
+def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, dict[str, float], str]:
+    """Seconds of the stages that are not done, of each long evaluation, and the rate's source."""
     todo = done_flops = done_seconds = 0.0
     for stage in asked.stages:
         folder = stage_folder(workdir, stage.id)
@@ -70,26 +83,32 @@ def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, float, str]:
             done = read_json(folder.done)
             done_flops += stage_flops(stage) * done["steps_timed"] / stage.steps
             done_seconds += done["seconds"]
-    probes = sum(
-        probe_flops(stage, asked)
-        for stage in {run.stage for run in asked.runs}
-        if "linear_sgd" in _evaluations_left(stage, asked, workdir)
-    )
+    evaluations: dict[str, float] = {}
+    for stage in dict.fromkeys(run.stage for run in asked.runs):
+        for name in _evaluations_left(stage, asked, workdir):
+            if flops := evaluation_flops(name, stage, asked):
+                evaluations[name] = evaluations.get(name, 0.0) + flops
     if done_flops:
         rate, source = done_flops / done_seconds, "at the rate of the stages done here"
     else:
         cores = os.cpu_count() or 1
         rate, source = GUESSED_FLOPS_PER_CORE * cores, f"a guess for {cores} CPU cores"
-    return todo / rate, probes / rate, source
+    return todo / rate, {name: flops / rate for name, flops in evaluations.items()}, source
 
 
 def time_left(asked: plan.Plan, workdir: Path) -> str:
-    """The time of what is not done, in a line; the other evaluations take seconds."""
-    training, probes, source = seconds_left(asked, workdir)
-    parts = [f"{training / 60:.1f} min of training"]
-    if probes:
-        parts.append(f"{probes / 60:.1f} min of linear_sgd")
+    """The time of what is not done, in a line; evaluations that it leaves out take seconds."""
+    training, evaluations, source = seconds_left(asked, workdir)
+    parts = [f"{_duration(training)} of training"]
+    parts += [f"{_duration(seconds)} of {name}" for name, seconds in evaluations.items()]
     return f"time left: about {' and '.join(parts)} ({source})"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("h", 3600)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds / 60:.1f} min"
 
 
 def _evaluations_left(stage: plan.Stage, asked: plan.Plan, workdir: Path) -> list[str]:
@@ -132,9 +151,10 @@ def describe(asked: plan.Plan, workdir: Path) -> list[str]:
             )
         lines.append(f"  {stage.id:28} {state:6} " + "  ".join(part for part in parts if part))
     lines.append("arms:")
+    longest = max(len(run.arm) for run in asked.runs)
     for run in asked.runs:
         chain = " -> ".join(stage.id for stage in run.stage.chain)
-        lines.append(f"  {run.arm:12} seed {run.seed}: {chain}")
+        lines.append(f"  {run.arm:{longest}} seed {run.seed}: {chain}")
     target = asked.config.target
     if target:
         absent = asked.target_fingerprint == plan.UNKNOWN

@@ -9,7 +9,8 @@ import numpy as np
 
 from hpt_jax import plan, pretrain
 from hpt_jax.augment.policies import for_channels
-from hpt_jax.config import Config
+from hpt_jax.config import Config, labels_of
+from hpt_jax.data.splits import strata
 from hpt_jax.errors import Mistake, UserError
 from hpt_jax.evaluate.metrics import check_metric
 from hpt_jax.library import Library, StageData
@@ -71,6 +72,11 @@ def check(
     """
     todo = [stage for stage in asked.stages if not stage_folder(root, stage.id).is_done]
     found = [mistake for stage in todo for mistake in _device_mistakes(stage, devices)]
+    if asked.config.target and any(
+        name.startswith("finetune") for name in asked.config.evaluations
+    ):
+        tuned = asked.config.finetune
+        found += _batch_mistakes("finetune.", tuned.batch_size, tuned.bn_groups, devices)
     if found:
         raise UserError.of(list(dict.fromkeys(found)))
     for stage in todo:
@@ -91,6 +97,17 @@ def check(
 def _check_target(config: Config, stage: plan.Stage, library: Library) -> None:
     name, data = config.target, library.target(config.target, stage)
     check_metric(config.metric, data.dataset.multi_label)
+    groups = len(np.unique(strata(data.labels[data.splits["train"]])))
+    for evaluation in config.evaluations:
+        count = labels_of(evaluation)
+        if count is not None and not groups <= count <= len(data.splits["train"]):
+            most = len(data.splits["train"])
+            raise UserError(
+                "evaluations",
+                evaluation,
+                f"from {groups} labels, one of each class, to {most}, all training images",
+                f"For example {evaluation.partition('_')[0]}_{min(most, 10 * groups)}.",
+            )
     has, takes = data.store.channels, _channels(stage, library)
     if has != takes:
         raise UserError(
@@ -107,14 +124,23 @@ def _device_mistakes(stage: plan.Stage, devices: Devices) -> list[Mistake]:
     if dtype == "float64" and not jax.config.read("jax_enable_x64"):
         fix = "Set the environment variable JAX_ENABLE_X64=1."
         found.append(Mistake("model.dtype", dtype, "JAX in double precision", fix))
+    groups = stage.config.model.bn_groups
+    return found + _batch_mistakes("", stage.config.batch_size, groups, devices, "model.")
+
+
+def _batch_mistakes(
+    at: str, batch: int, groups: int, devices: Devices, of_groups: str = ""
+) -> list[Mistake]:
+    """Whether a batch and its groups can be cut over the devices; `at` is their place."""
+    found: list[Mistake] = []
     try:
-        devices.group_layout(stage.config.model.bn_groups)
+        devices.group_layout(groups, f"{at or of_groups}bn_groups")
     except UserError as error:
         found += error.mistakes
-    if stage.config.batch_size % devices.count:
+    if batch % devices.count:
         fix = "Change it, or use fewer devices with --config.parallel.devices."
         expected = f"a multiple of the {devices.count} devices"
-        found.append(Mistake("batch_size", stage.config.batch_size, expected, fix))
+        found.append(Mistake(f"{at}batch_size", batch, expected, fix))
     return found
 
 

@@ -109,8 +109,12 @@ class Devices:
             batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
         return batch
 
-    def group_layout(self, bn_groups: int) -> GroupLayout:
+    def group_layout(self, bn_groups: int, field: str = "model.bn_groups") -> GroupLayout:
         """How `bn_groups` consecutive groups of the global batch lie on the devices.
+
+        Args:
+          bn_groups: how many.
+          field: of the config, for a message.
 
         Raises:
           UserError: unless the number of devices divides `bn_groups` or is a multiple of it.
@@ -123,10 +127,10 @@ class Devices:
             members = tuple(tuple(ids[g * span : (g + 1) * span]) for g in range(bn_groups))
             return GroupLayout(1, AXIS, None if bn_groups == 1 else members)
         raise UserError(
-            "model.bn_groups",
+            field,
             bn_groups,
             f"a multiple or a divisor of the {self.count} devices",
-            "Change --config.model.bn_groups, or use fewer devices with --config.parallel.devices.",
+            f"Change --config.{field}, or use fewer devices with --config.parallel.devices.",
         )
 
 

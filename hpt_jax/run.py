@@ -59,7 +59,8 @@ def run(
     handover.check(asked, root, library, devices, display)
     write_json(root / "plans" / f"{asked.config.name}.json", plan.as_json(asked))
 
-    if any(estimate.seconds_left(asked, root)[:2]):
+    training, probes, _ = estimate.seconds_left(asked, root)
+    if training or probes:
         display.line(estimate.time_left(asked, root))
     for stage in asked.stages:
         folder_of_stage = stage_folder(root, stage.id)

@@ -12,7 +12,7 @@ from hpt_jax import resolve as resolve_lib
 from hpt_jax.augment.policies import POLICIES, Policy
 from hpt_jax.errors import UserError
 
-SECTIONS = ("model", "moco", "optimizer", "augment", "input", "parallel", "linear_sgd")
+SECTIONS = ("model", "moco", "optimizer", "augment", "input", "parallel", "linear_sgd", "finetune")
 
 
 def make_config():
@@ -405,6 +405,21 @@ def test_a_number_is_asked_for(text):
         ("stages.base.batch_size=-1", "stages.base.batch_size"),
         ("arms.B+T=base,targt", "arms.B+T"),
         ("template=adpt", "template"),
+        ("evaluations=linear_0", "evaluations"),
+        ("evaluations=knn_50", "evaluations"),
+        ("label_seeds=()", "label_seeds"),
+        ("label_seeds=1,1", "label_seeds"),
+        ("linear_sgd.weight_decays=(-1.0,)", "linear_sgd.weight_decays"),
+        ("linear_sgd.seeds=()", "linear_sgd.seeds"),
+        ("finetune.learning_rates=()", "finetune.learning_rates"),
+        ("finetune.learning_rates=(0.1, 0)", "finetune.learning_rates"),
+        ("finetune.steps=0", "finetune.steps"),
+        ("finetune.epochs=(5, -1)", "finetune.epochs"),
+        ("finetune.bn_groups=3", "finetune.bn_groups"),
+        ("finetune.head_multiplier=0", "finetune.head_multiplier"),
+        ("finetune.weight_decay=-1", "finetune.weight_decay"),
+        ("finetune.eval_every=0", "finetune.eval_every"),
+        ("finetune.drops=(0.6, 0.3)", "finetune.drops"),
     ],
 )
 def test_a_value_out_of_range_is_one_mistake(override, field):
@@ -417,6 +432,8 @@ def test_a_value_out_of_range_is_one_mistake(override, field):
         ("model.arch=resnet19", "'resnet18'"),
         ("augment.policy=no_colour", "'no_color'"),
         ("evaluations=knm", "'knn'"),
+        ("evaluations=finetune_all", "'finetune_full'"),
+        ("analysis=separabilty", "'separability'"),
         ("stages.base.trainable=batchnorm", "'batch_norm'"),
         ("arms.B+T=base,targt", "'target'"),
         ("shared_stages=bse", "'base'"),
@@ -445,10 +462,18 @@ def test_a_wrong_name_suggests_the_nearest(override, suggestion):
         "shared_stages=base",
         "shared_stages=base,target",
         "evaluations=()",
+        "evaluations=linear_1,finetune_1000,finetune_full",
+        "finetune.drops=()",
     ],
 )
 def test_values_on_the_edge_are_accepted(override):
     assert list(resolve(override).stages) == ["base", "target"]
+
+
+def test_finetuning_needs_a_schedule():
+    config = make_config()
+    config.finetune.update(steps=(), epochs=())
+    assert list(mistakes(config=config)) == ["finetune.steps"]
 
 
 def test_a_config_without_arms_says_so():

@@ -112,13 +112,12 @@ def test_selection_takes_the_best_of_the_whole_grid_on_validation():
         c: top1(linear.scores(linear.fit(x[train], y[train], 10, c), x[val]), y[val])
         for c in linear.GRID
     }
-    assert dict(selection.curve) == curve
+    assert {one["C"]: one["value"] for one in selection.candidates} == curve
     assert len(set(curve.values())) > 2, "the grid must matter for this test to mean anything"
     assert selection.value == max(curve.values())
-    assert selection.chosen == min(c for c in curve if curve[c] == selection.value)
-    np.testing.assert_array_equal(
-        probe.weights, linear.fit(x[train], y[train], 10, selection.chosen).weights
-    )
+    chosen = min(c for c in curve if curve[c] == selection.value)
+    assert selection.chosen == {"C": chosen}
+    np.testing.assert_array_equal(probe.weights, linear.fit(x[train], y[train], 10, chosen).weights)
     record = json.loads(json.dumps(dataclasses.asdict(selection)))
     assert record["chosen"] == selection.chosen
     assert record["metric"] == "top1"
@@ -127,8 +126,8 @@ def test_selection_takes_the_best_of_the_whole_grid_on_validation():
 def test_of_equally_good_values_the_strongest_regularisation_wins():
     x = np.array([[-1.0], [-1.1], [1.0], [1.1]])
     _, selection = linear.select(x, [0, 0, 1, 1], x, [0, 0, 1, 1], 2)
-    assert {value for _, value in selection.curve} == {1.0}
-    assert selection.chosen == min(linear.GRID)
+    assert {one["value"] for one in selection.candidates} == {1.0}
+    assert selection.chosen == {"C": min(linear.GRID)}
 
 
 def test_selection_has_no_way_in_for_test_data():
@@ -186,8 +185,8 @@ def test_selection_goes_by_the_metric_it_is_given(multi_label):
     classes = y.shape[1] if multi_label else 10
     train, val = slice(0, 40), slice(40, 300)
     _, selection = linear.select(x[train], y[train], x[val], y[val], classes, "macro_auroc")
-    for strength, value in selection.curve:
+    for strength, value in (one.values() for one in selection.candidates):
         probe = linear.fit(x[train], y[train], classes, strength)
         assert value == macro_auroc(linear.scores(probe, x[val]), y[val])[0]
     assert selection.metric == "macro_auroc"
-    assert selection.value == max(value for _, value in selection.curve)
+    assert selection.value == max(one["value"] for one in selection.candidates)

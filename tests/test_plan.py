@@ -420,6 +420,10 @@ def test_a_dry_run_tells_what_is_done(tmp_path):
     config.evaluations = ("knn", "linear_sgd")
     config.linear_sgd.update(batch_size=32, steps=30, eval_every=10)
     assert "0.0 min of training and 3.0 min of linear_sgd" in told()
+    # Fine-tuning: 3 forward passes of 16 x (4 + 2 epochs of 3) examples, 2 rates, 3 subsets.
+    config.evaluations = ("knn", "finetune_40")
+    config.finetune.update(batch_size=16, bn_groups=1, steps=(4,), epochs=(2,))
+    assert "0.0 min of training and 9.0 min of finetune_40" in told()
 
 
 # What results could not tell apart

@@ -41,7 +41,7 @@ def hierarchy() -> config_dict.ConfigDict:
     config.batch_size = 16  # in groups of two, batch norm would amplify the last digit
     config.arms.update({"T": ("target",), "B+S+T": ("base", "source", "target")})
     config.evaluations = ("linear", "knn", "linear_sgd")
-    config.linear_sgd.update(steps=6, batch_size=10, learning_rate=1.0, eval_every=2)
+    config.linear_sgd.update(steps=6, batch_size=10, learning_rates=(1.0,), eval_every=2)
     return config
 
 
