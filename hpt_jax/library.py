@@ -97,21 +97,18 @@ class Library:
           window: of 16-bit images, that the stage was trained with; None: the dataset's own.
 
         Raises:
-          UserError: as `of_stage`, or it has no labels or an empty split.
+          UserError: as `of_stage`, or it has no labels, an empty split or one without labels.
         """
         every = dataclasses.replace(stage.config, splits=("train", "val"), subset=1.0)
         data = self._data(name, every, seed=0, window=window)
         if not data.dataset.labelled:
-            raise UserError(
-                "target",
-                name,
-                "labelled images, <class>/<image> or <split>/<class>/<image> and nothing else, or "
-                "a labels.csv",
-                "Sort the images into class folders, or evaluate nothing: --config.target=''.",
-            )
+            expected, fix = datasets.how_labelled(name)
+            fix = f"{fix}, or evaluate nothing: --config.target=''."
+            raise UserError("target", name, expected, fix)
         for split, rows in data.splits.items():
             if not len(rows):
                 raise UserError("target", name, f"at least one {split} image", "Add images.")
+            _check_labels(name, split, data.labels[rows])
         return data
 
     def _data(
@@ -167,7 +164,13 @@ class Library:
         options = stage.input
         store_px = options.store_px or -(-stage.image_size * 8 // 7)
         reading = Reading(store_px, options.channels, window)
-        key = (dataset.name, dataset.fingerprint, reading, options.pipeline, options.memory_gib)
+        # By the dataset itself: one with other splits has another window.
+        shared = (dataset, store_px, options.channels, options.pipeline, options.memory_gib)
+        own = self._feeds.get((*shared, None))
+        # A stage mostly asks for the window that the images have anyway, and 8-bit ones have none.
+        if own is not None and own.store.reading.window in (None, window):
+            return own
+        key = (*shared, window)
         if key not in self._feeds:
             room = self._room(options)
             store = self._load(dataset, reading, options.max_unreadable, room)
@@ -183,6 +186,8 @@ class Library:
         self, dataset: Dataset, reading: Reading, max_unreadable: float, room: float
     ) -> Store:
         known = [plan.RECIPE_VERSION, dataset.fingerprint, dataclasses.asdict(reading)]
+        if self._scans and reading.window is None and store_lib.is_deep(dataset):
+            known.append(dataset.splits["train"].tolist())  # in which the window is found
         path = self._scans / f"{plan.content_hash(known)}.npz" if self._scans else None
         if path is not None and path.is_file():
             scanned = store_lib.load_scan(dataset, reading, max_unreadable, path)
@@ -205,13 +210,15 @@ class Library:
         if options.pipeline != "auto":
             return float("inf") if options.pipeline == "resident" else 0.0
         held = sum(feed.placed.nbytes for feed in self._feeds.values() if feed.placed is not None)
-        memory = self._devices.memory()
+        # Different pipelines on two hosts would wait for each other for ever.
+        free = self._devices.least(psutil.virtual_memory().available)
+        limit, memory = options.memory_gib * 2**30, self._devices.memory()
         if memory is None:  # devices that share the host's memory hold a copy each
             copies = self._devices.count
-            if options.memory_gib:
-                return options.memory_gib * 2**30 / copies - held
-            return psutil.virtual_memory().available / 4 / copies
-        return min(options.memory_gib * 2**30 or memory / 4, memory) - held
+            left = limit - held * copies if limit else free / 4
+            return left / (copies + 1)  # the set that is being placed is there once more
+        # While it is read, a set is in the host's memory.
+        return min(min(limit or memory / 4, memory) - held, free / 2)
 
     def _describe(self, feed: Feed, options: config_lib.Input, room: float) -> None:
         store, dataset = feed.store, feed.store.dataset
@@ -246,9 +253,28 @@ class Library:
                 f"note: {dataset.name} has no labels, because {dataset.strays[0]} lies in no class "
                 f"folder ({len(dataset.strays)} such images): all its images are pretrained on"
             )
+        elif dataset.no_splits:
+            named = " and ".join(dataset.no_splits)
+            self._display.line(
+                f"note: {dataset.name} has no labels, because not every image is "
+                f"<split>/<class>/<image> or there is no train: {named} are no splits, all its "
+                "images are pretrained on"
+            )
         if store.unreadable:
             shown = "; ".join(f"{path}: {reason}" for path, reason in store.unreadable[:5])
             self._display.line(f"skipped {len(store.unreadable)} unreadable images: {shown}")
+
+
+def _check_labels(name: str, split: str, labels: np.ndarray) -> None:
+    """Refuses a split whose labels were kept back, which catalogs write as -1 or as no class."""
+    absent = labels < 0 if labels.ndim == 1 else np.full(len(labels), not labels.any())
+    if absent.any():
+        raise UserError(
+            "target",
+            name,
+            f"labels of all images, but {absent.sum()} of the {len(labels)} in {split} have none",
+            "Take other splits, by the options train=, val= and test= of its name.",
+        )
 
 
 def _kept(rows: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -79,6 +80,10 @@ class Devices:
         """Bytes of one device's own memory; None where it shares the host's."""
         stats = self.mesh.devices.flat[0].memory_stats()
         return float(stats["bytes_limit"]) if stats else None
+
+    def least(self, value: float) -> float:
+        """The smallest of what all hosts say, so that they decide alike."""
+        return float(np.min(multihost_utils.process_allgather(np.float32(value))))
 
     @property
     def replicated(self) -> NamedSharding:

@@ -16,7 +16,7 @@ from hpt_jax import config as config_lib
 from hpt_jax.errors import UserError
 
 # Raised by hand when the same config would train to other numbers than before.
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 # The same for evaluations.
 EVALUATION_VERSION = 3
 UNKNOWN = "????????"  # in ids of stages whose data or weights are not there

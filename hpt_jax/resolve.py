@@ -68,6 +68,16 @@ def resolve(
     return resolved
 
 
+def value_of(name: str, config: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) -> Any:
+    """What `resolve` will find in a field at the top, for those who must know it beforehand.
+
+    Its type is not checked yet.
+    """
+    texts = [text for path, text in overrides if path == name]
+    hint = typing.get_type_hints(Config)[name]
+    return _parsed(texts[-1], hint) if texts else config.get(name)
+
+
 def _override(raw: dict[str, Any], path: str, text: str, mistakes: list[Mistake]) -> None:
     """Sets one field of the nested dict; stages and arms must already be there."""
     node, hints, names = raw, _top_hints(raw["template"]), path.split(".")

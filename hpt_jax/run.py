@@ -90,11 +90,12 @@ def make_plan(
       line: where it is said that a dataset of a catalog is being prepared, which happens unless
         it is a dry run; None: nothing is prepared.
     """
-    asked = dict(overrides)
-    data_dir, dry_run = (asked.get(name, config.get(name)) for name in ("data_dir", "dry_run"))
+    data_dir, dry_run = (
+        resolve.value_of(name, config, overrides) for name in ("data_dir", "dry_run")
+    )
 
     def prepare(name: str) -> str:
-        if line is not None and str(dry_run) != "True":
+        if line is not None and not dry_run:
             datasets.prepare(name, data_dir or "", line)
         return name
 

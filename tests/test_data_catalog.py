@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -337,6 +339,70 @@ def test_a_conversion_that_is_killed_is_taken_up_again(tfrecord, monkeypatch):
     assert len(open_dataset("tfds:hpt_tiny/plain", str(tfrecord)).images) == 44
 
 
+@contextlib.contextmanager
+def small_disk(limit=20_000):
+    """No file may grow beyond `limit` bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_too_small_is_told_and_what_was_begun_is_finished_later(tfrecord, tmp_path):
+    name, other = "tfds:hpt_tiny/plain", tmp_path / "other"
+    with small_disk(), pytest.raises(UserError, match=r"File too large(.|\n)* make room"):
+        prepare(name, str(tfrecord), print)
+    with small_disk(), pytest.raises(UserError, match="File too large"):
+        prepare(name, str(other), print)
+    for folder in (tfrecord, other):
+        assert fingerprint_of(name, str(folder)) is None
+        prepare(name, str(folder), print)
+        assert len(open_dataset(name, str(folder)).images) == 44
+        assert not list(folder.glob("hpt_tiny/plain/1.0.0/incomplete*"))
+
+
+@pytest.mark.parametrize("kind", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_copy_that_cannot_be_written_to_is_named(tfrecord, monkeypatch, kind):
+    def refused(*, prefix, dir):
+        raise OSError(kind, os.strerror(kind), str(dir))
+
+    monkeypatch.setattr(catalog.tempfile, "TemporaryDirectory", refused)
+    with pytest.raises(UserError, match=f"tfrecord files.*{os.strerror(kind)}.*data_dir"):
+        prepare("tfds:hpt_tiny/plain", str(tfrecord), print)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        tfds.download.download_manager.NonMatchingChecksumError("u", "/x"),
+        tfds.download.util.DownloadError("no such page"),
+        ImportError("Failed importing cv2"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_what_keeps_tfds_from_preparing_a_set_is_told_without_a_traceback(
+    tmp_path, monkeypatch, error
+):
+    def fails(self, dl_manager):
+        raise error
+
+    monkeypatch.setattr(HptTiny, "_split_generators", fails)
+    with pytest.raises(UserError, match="a set that TFDS can prepare, but TFDS says"):
+        prepare("tfds:hpt_tiny/plain", str(tmp_path), print)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, NotImplementedError, KeyError])
+def test_a_bug_in_a_builder_keeps_its_traceback(tmp_path, monkeypatch, kind):
+    def broken(self, dl_manager):
+        raise kind("a bug")
+
+    monkeypatch.setattr(HptTiny, "_split_generators", broken)
+    with pytest.raises(kind, match="a bug"):
+        prepare("tfds:hpt_tiny/plain", str(tmp_path), print)
+
+
 def test_labels_are_kept_beside_the_records_where_that_is_allowed(tfrecord, monkeypatch):
     prepare("tfds:hpt_tiny/plain", str(tfrecord), print)
     first = open_dataset("tfds:hpt_tiny/plain", str(tfrecord)).labels
@@ -380,6 +446,14 @@ def test_reading_and_cropping_import_no_tensorflow(prepared):
 
 
 # Several labels an image
+
+
+def test_a_label_that_was_kept_back_marks_no_class():
+    features = tfds.features.Sequence(tfds.features.ClassLabel(names=["a", "b", "c"]))
+    label = catalog._labels_in({"labels": features})["labels"]
+    records = [{"labels": np.array(ids)} for ids in ([-1], [0, 2], [1, -1], [])]
+    found = label.numbers(records)
+    np.testing.assert_array_equal(found, [[0, 0, 0], [1, 0, 1], [0, 1, 0], [0, 0, 0]])
 
 
 def test_strata_are_the_rarest_label_of_each_image():

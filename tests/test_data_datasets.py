@@ -89,6 +89,30 @@ def test_only_a_missing_split_is_cut_from_train(tmp_path, given, cut):
     assert len(dataset.splits[cut]) == {"val": 2, "test": 4}[cut]
 
 
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "dev"])
+@pytest.mark.parametrize("test", ["test", "testing"])
+def test_splits_may_be_called_as_the_catalog_calls_them(tmp_path, val, test):
+    name = tree(tmp_path, *(f"{split}/{c}/1.png" for split in ("train", val, test) for c in "ab"))
+    dataset = open_dataset(name)
+    assert dataset.cut == ()
+    assert {split: files_of(dataset, split) for split in dataset.splits} == {
+        "train": ["train/a/1.png", "train/b/1.png"],
+        "val": [f"{val}/a/1.png", f"{val}/b/1.png"],
+        "test": [f"{test}/a/1.png", f"{test}/b/1.png"],
+    }
+
+
+def test_two_folders_of_one_split_are_a_mistake(tmp_path):
+    name = tree(tmp_path, "train/a/1.png", "val/a/2.png", "validation/a/3.png")
+    field, message = mistake(name)
+    assert field == "dataset"
+    assert "one folder of val images, but it has val and validation" in message
+
+
+def test_classes_may_be_called_valid_and_invalid(tmp_path):
+    assert open_dataset(classes(tmp_path, valid=9, invalid=9)).class_names == ("invalid", "valid")
+
+
 @pytest.mark.parametrize(
     "paths",
     [
@@ -96,6 +120,7 @@ def test_only_a_missing_split_is_cut_from_train(tmp_path, given, cut):
         ("only/a.png", "only/b.png"),
         ("cats/a.png", "dogs/b.png", "stray.png"),
         ("train/a.png", "val/b.png", "test/c.png"),
+        ("train/a.png", "validation/b.png"),
         ("train/a.png", "test/deep/b.png"),
         ("val/cat/a.png", "test/dog/b.png"),
         ("cat/a.png", "dog/b.png", "train/c.png"),
@@ -118,6 +143,20 @@ def test_images_that_cost_a_folder_its_labels_are_named(tmp_path):
     assert open_dataset(classes).strays == ("preview.png",)
     assert open_dataset(tree(tmp_path / "f", "1.png", "2.png")).strays == ()
     assert open_dataset(tree(tmp_path / "l", "a/1.png", "b/2.png")).strays == ()
+
+
+@pytest.mark.parametrize(
+    ("paths", "seen"),
+    [
+        (("train/1.png", "test/2.png"), ("test", "train")),
+        (("val/a/1.png", "test/a/2.png"), ("test", "val")),
+        (("a/1.png", "validation/b/2.png"), ()),
+        (("a/1.png", "train/b/2.png"), ("train",)),
+        (("a/1.png", "a/2.png"), ()),
+    ],
+)
+def test_folders_called_like_splits_that_are_none_are_named(tmp_path, paths, seen):
+    assert open_dataset(tree(tmp_path, *paths)).no_splits == seen
 
 
 def test_hidden_files_and_other_files_are_skipped_and_suffixes_have_any_case(tmp_path):

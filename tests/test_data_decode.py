@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import io
+import struct
 import warnings
+import zlib
 
 import imagecodecs
 import numpy as np
@@ -67,7 +69,9 @@ def test_cmyk_becomes_rgb(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
+DEEP = RNG.integers(0, 65536, (5, 7, 13), dtype=np.uint16)
+
+TURNED = pytest.mark.parametrize(
     ("orientation", "upright"),
     [
         (1, lambda x: x),
@@ -80,11 +84,48 @@ def test_cmyk_becomes_rgb(tmp_path):
         (8, lambda x: np.rot90(x)),
     ],
 )
+
+
+@TURNED
 def test_images_are_turned_as_their_exif_tag_says(tmp_path, orientation, upright):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(COLOUR).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(decode(str(tmp_path / "a.png")), upright(COLOUR))
+
+
+def deep_png(pixels, orientation, after=False):
+    """A PNG of 16 bits with an EXIF chunk before or after its pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    whole = imagecodecs.png_encode(pixels)
+    place = whole.index(b"IEND" if after else b"IDAT") - 4
+    return whole[:place] + chunk + whole[place:]
+
+
+@TURNED
+def test_deep_and_many_banded_images_are_turned_too(orientation, upright):
+    for after in (False, True):
+        content = deep_png(DEEP[:, :, :3].copy(), orientation, after)
+        np.testing.assert_array_equal(decode(content), upright(DEEP[:, :, :3]))
+    content = deep_png(DEEP[:, :, 0].copy(), orientation)
+    np.testing.assert_array_equal(decode(content), upright(DEEP[:, :, :1]))
+    tag = (274, "H", 1, orientation, True)
+    for kind, bands in [(np.uint8, 1), (np.uint8, 13), (np.uint16, 1), (np.uint16, 13)]:
+        pixels = DEEP[:, :, :bands].astype(kind)
+        for planar in ("contig", "separate") if bands > 1 else (None,):
+            written = np.moveaxis(pixels, -1, 0) if planar == "separate" else pixels
+            file = io.BytesIO()
+            tifffile.imwrite(
+                file,
+                written[:, :, 0] if bands == 1 else written,
+                photometric="minisblack",
+                planarconfig=planar,
+                extratags=[tag],
+            )
+            np.testing.assert_array_equal(decode(file.getvalue()), upright(pixels))
 
 
 def test_an_animation_is_its_first_frame(tmp_path):
@@ -100,9 +141,6 @@ def test_pixels_that_are_no_small_unsigned_numbers_are_unreadable(tmp_path, dtyp
     tifffile.imwrite(tmp_path / "a.tif", np.arange(12, dtype=dtype).reshape(3, 4))
     with pytest.raises(Unreadable, match="not unsigned 8-bit or 16-bit"):
         decode(str(tmp_path / "a.tif"))
-
-
-DEEP = RNG.integers(0, 65536, (5, 7, 13), dtype=np.uint16)
 
 
 def test_sixteen_bits_of_a_png_are_kept(tmp_path):
@@ -173,7 +211,7 @@ def test_damaged_bytes_give_pixels_or_are_unreadable_and_never_a_traceback():
     """Thousands of files with a few bytes changed, mostly in the headers."""
     file = io.BytesIO()
     tifffile.imwrite(file, DEEP, photometric="minisblack", planarconfig="contig")
-    whole = [file.getvalue(), imagecodecs.png_encode(DEEP[:, :, :3].copy())]
+    whole = [file.getvalue(), deep_png(DEEP[:, :, :3].copy(), 6)]
     for kind in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"):
         file = io.BytesIO()
         Image.fromarray(COLOUR).save(file, kind)

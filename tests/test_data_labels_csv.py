@@ -39,7 +39,7 @@ def test_rows_give_splits_and_any_number_of_classes(tmp_path):
             "test,1,b/1.png,\n"
             "train,1.0,c.png,1\n"
             "train,0,a.png,-1\n"
-            "val,-1.0,b/2.png,0.0\n"
+            "valid,-1.0,b/2.png,0.0\n"
             "train,,d.png,1\n",
             "a.png", "b/1.png", "b/2.png", "c.png", "d.png",
         )
@@ -133,7 +133,7 @@ def test_the_fingerprint_follows_the_table(tmp_path):
         ("image,x\na.png,1\n\nb.png,0\na.png,0\n", 5, "line 2 names it too"),
         ("image,x\nz.png,1\n", 2, "'z.png': expected the path of an image"),
         ("image,x\nc\\c.png,1\n", 2, "forward slashes"),
-        ("image,x,split\na.png,1,train\nb.png,1,dev\n", 3, "'dev': expected a split, train, val"),
+        ("image,x,split\na.png,1,train\nb.png,1,pool\n", 3, "'pool': expected a split, train, val"),
         ("image,x,split\na.png,1,\n", 2, "'': expected a split"),
         ("image,x,split\na.png,1,test\nb.png,0,val\n", None, "at least one row of train"),
         ("image,x\na.png\n", 2, "2 cells, as in the header, but there are 1"),

@@ -426,6 +426,19 @@ def test_a_dry_run_tells_what_is_done(tmp_path):
     assert "0.0 min of training and 9.0 min of finetune_40" in told()
 
 
+@pytest.mark.parametrize("text", ["True", "true", "TRUE", "False", "false", None])
+def test_a_dry_run_fetches_nothing_however_it_is_spelt(tmp_path, monkeypatch, text):
+    config = config_lib.default_config()
+    config.data_dir = str(tmp_path)
+    config.stages.t = {"dataset": "tfds:cifar10", "steps": 10}
+    config.arms.T = ("t",)
+    config.dry_run = text is None
+    asked = []
+    monkeypatch.setattr(run.datasets, "prepare", lambda name, *_: asked.append(name))
+    planned = run.make_plan(config, [] if text is None else [("dry_run", text)], print)
+    assert bool(asked) != planned.config.dry_run
+
+
 # What results could not tell apart
 
 

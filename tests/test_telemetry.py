@@ -1,37 +1,16 @@
 """metrics.csv is exact under resume; progress is readable without a terminal."""
 
 import io
-import sys
-import types
+import os
 
-import clu
 import jax
 import jax.numpy as jnp
-import pytest
+import numpy as np
 from rich.console import Console
 
 from hpt_jax.telemetry import display as display_lib
 from hpt_jax.telemetry.display import Display
 from hpt_jax.telemetry.writers import MetricsWriter, read_metrics, write_parameter_overview
-
-
-class NoTensorBoard:
-    """Stands in for clu's writer."""
-
-    def write_scalars(self, step, scalars):
-        pass
-
-    def close(self):
-        pass
-
-
-@pytest.fixture
-def quiet(monkeypatch):
-    """Without TensorFlow, which takes many seconds to import."""
-    module = types.ModuleType("clu.metric_writers")
-    module.create_default_writer = lambda *args, **kwargs: NoTensorBoard()
-    monkeypatch.setitem(sys.modules, "clu.metric_writers", module)
-    monkeypatch.setattr(clu, "metric_writers", module, raising=False)
 
 
 def write(path, start, steps):
@@ -45,7 +24,6 @@ def steps(path):
     return [int(row["step"]) for row in read_metrics(path)]
 
 
-@pytest.mark.usefixtures("quiet")
 def test_rows_come_back_as_the_numbers_that_were_written(tmp_path):
     path = tmp_path / "metrics.csv"
     write(path, 0, [10, 20])
@@ -55,7 +33,6 @@ def test_rows_come_back_as_the_numbers_that_were_written(tmp_path):
     assert [float(row["accuracy"]) for row in rows] == [0.25, 0.25]
 
 
-@pytest.mark.usefixtures("quiet")
 def test_a_resumed_run_writes_what_an_uninterrupted_one_does(tmp_path):
     write(tmp_path / "whole.csv", 0, [10, 20, 30, 40])
     path = tmp_path / "metrics.csv"
@@ -64,7 +41,6 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_does(tmp_path):
     assert path.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-@pytest.mark.usefixtures("quiet")
 def test_a_resume_at_the_start_drops_every_row(tmp_path):
     path = tmp_path / "metrics.csv"
     write(path, 0, [10, 20])
@@ -74,7 +50,6 @@ def test_a_resume_at_the_start_drops_every_row(tmp_path):
     assert steps(path) == [10]
 
 
-@pytest.mark.usefixtures("quiet")
 def test_a_file_cut_anywhere_gives_its_whole_rows(tmp_path):
     write(tmp_path / "whole.csv", 0, [10, 20, 30])
     whole = (tmp_path / "whole.csv").read_bytes()
@@ -88,7 +63,6 @@ def test_a_file_cut_anywhere_gives_its_whole_rows(tmp_path):
     assert path.read_bytes() == whole
 
 
-@pytest.mark.usefixtures("quiet")
 def test_each_row_is_on_disk_when_it_is_written(tmp_path):
     path = tmp_path / "metrics.csv"
     writer = MetricsWriter(path, 0)
@@ -102,18 +76,22 @@ def test_an_absent_file_has_no_rows(tmp_path):
     assert read_metrics(tmp_path / "absent.csv") == []
 
 
-def test_tensorboard_gets_the_same_numbers(tmp_path):
+def test_tensorboard_gets_the_same_numbers_also_after_a_resume(tmp_path):
     write(tmp_path / "metrics.csv", 0, [10, 20])
+    write(tmp_path / "metrics.csv", 20, [30])
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    found = [
-        (event.step, round(float(make_ndarray(event.tensor_proto)), 5))
-        for event in events.Tensors("loss")
-    ]
-    assert found == [(10, 3.33333), (20, 6.66667)]
+    for name, values in [("loss", [10 / 3, 20 / 3, 10.0]), ("accuracy", [0.25, 0.25, 0.25])]:
+        found = events.Tensors(name)
+        assert [event.step for event in found] == [10, 20, 30]
+        numbers = [float(make_ndarray(event.tensor_proto)) for event in found]
+        np.testing.assert_allclose(numbers, values, rtol=1e-6)
+    plugin = events.SummaryMetadata("loss").plugin_data.plugin_name
+    assert plugin == "scalars", "which is what draws curves"
 
 
 def test_the_parameter_overview_counts_every_parameter(tmp_path):
@@ -138,6 +116,14 @@ def test_lines_are_printed_whole_and_as_they_are():
     text = "[bold]x[/bold] " + "long " * 40
     display.line(text)
     assert out.getvalue() == text + "\n"
+
+
+def test_a_name_that_is_not_utf8_is_printed_escaped():
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    name = os.fsdecode(b"\xff\xfe caf\xc3\xa9.png")
+    Display(Console(file=out, width=80, highlight=False)).line(f"skipped {name}")
+    out.flush()
+    assert out.buffer.getvalue() == "skipped \\xff\\xfe café.png\n".encode()
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch):

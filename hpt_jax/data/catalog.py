@@ -10,12 +10,14 @@ TensorFlow is not imported, unless a copy in the TFRecord format has to be conve
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,10 @@ import numpy as np
 
 from hpt_jax.data.decode import decode
 from hpt_jax.data.images import Dataset
-from hpt_jax.data.splits import with_cut_splits
+from hpt_jax.data.splits import SPLIT_NAMES, with_cut_splits
 from hpt_jax.errors import UserError, nearest
 
 OPTIONS = ("image", "label", "train", "val", "test")
-# What sets of the catalog call our splits.
-_SPLIT_NAMES = {
-    "train": ("train",),
-    "val": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
-}
 _IMAGE_NAME = "image"  # beside which others are masks or second views
 _LABEL_NAMES = ("label", "labels", "objects/label")
 # Sets whose `label` looks like a list of classes and is one of findings, in the order of the set's
@@ -49,6 +45,8 @@ _FINDINGS = {
 }
 _POSITIVE = "positive"  # all other states, uncertain ones too, count as negative: "U-Zeros"
 _ARRAY_RECORD = "array_record"
+# ArrayRecord's writer passes on as a RuntimeError what the operating system told it.
+_WRITER_FAILED = re.compile(r"\b(open|write|close)\(\) failed: ")
 # Records of a test split that are looked at to see whether it has labels.
 _SAMPLE = 64
 
@@ -90,32 +88,47 @@ def prepare(place: str, data_dir: str, line: Callable[[str], None]) -> None:
     Raises:
       UserError: it cannot be had; says what TFDS says.
     """
-    import requests
-    import tensorflow_datasets as tfds
-
     builder, _ = _builder(place, data_dir)
     if _is_prepared(builder):
         return
+    where = builder.data_dir
     if builder.info.splits:
-        line(f"tfds:{place}: converting {builder.data_dir} from {_format(builder)} to ArrayRecord")
-        _convert(place, builder)
+        line(f"tfds:{place}: converting {where} from {_format(builder)} to ArrayRecord")
+        expected = f"a folder where its {_format(builder)} files can be converted to ArrayRecord"
+        fix = f"Allow writing to {where} and make room, or set data_dir to where it is prepared."
+        with _explained(place, expected, fix):
+            _convert(builder)
         return
-    line(f"tfds:{place}: downloading and preparing it in {builder.data_dir}")
-    try:
+    line(f"tfds:{place}: downloading and preparing it in {where}")
+    fix = "Do as it says; or set data_dir to where a prepared copy is."
+    with _explained(place, "a set that TFDS can prepare", fix):
         builder.download_and_prepare(file_format=_ARRAY_RECORD)
-    # TFDS tells by an AssertionError what has to be downloaded by hand.
+
+
+@contextlib.contextmanager
+def _explained(place: str, expected: str, fix: str) -> Iterator[None]:
+    """Makes a user's mistake of what network, disk and installed packages keep TFDS from doing."""
+    from tensorflow_datasets.core.download import download_manager, extractor, util
+
+    try:
+        yield
+    except RuntimeError as error:
+        if not _WRITER_FAILED.search(str(error)):
+            raise
+        found: Exception = error
     except (
-        AssertionError,
-        requests.RequestException,
+        AssertionError,  # tells what has to be downloaded by hand
+        ImportError,
         OSError,
-        tfds.download.util.DownloadError,
+        util.DownloadError,
+        download_manager.NonMatchingChecksumError,
+        extractor.ExtractError,
     ) as error:
-        raise UserError(
-            "dataset",
-            f"tfds:{place}",
-            f"a set that TFDS can prepare, but it says: {error}",
-            "Do as it says; or set data_dir to where a prepared copy is.",
-        ) from error
+        found = error
+    else:
+        return
+    says = f"{expected}, but TFDS says: {found}"
+    raise UserError("dataset", f"tfds:{place}", says, fix) from found
 
 
 def fingerprint_of_catalog(place: str, data_dir: str) -> str | None:
@@ -191,7 +204,7 @@ def open_catalog(name: str, place: str, data_dir: str, fractions: dict[str, floa
         return Dataset(name, images, given, fingerprint)
     cache = Path(builder.data_dir) / f"labels-{fingerprint}.npy"
     read_labels = functools.partial(_cached, cache, expressions, labels_of)
-    whole = len(given) == len(_SPLIT_NAMES)
+    whole = len(given) == len(SPLIT_NAMES)
     splits, cut = (given, ()) if whole else with_cut_splits(given, read_labels(), fractions)
     return Dataset(
         name, images, splits, fingerprint, read_labels, label.classes, label.several, cut
@@ -299,7 +312,7 @@ def _expressions(name: str, builder: Any, options: Mapping[str, str]) -> dict[st
     # A set whose metadata TFDS has not read names no split; all have one called train.
     names = list(builder.info.splits) or ["train"]
     found = {}
-    for split, candidates in _SPLIT_NAMES.items():
+    for split, candidates in SPLIT_NAMES.items():
         there = [candidate for candidate in candidates if candidate in names]
         if split in options or there:
             found[split] = options.get(split) or there[0]
@@ -401,7 +414,8 @@ class _Label:
                 state, places = self.findings
                 labels[row] = np.asarray(one)[list(places)] == state
             else:
-                labels[row, np.asarray(one, np.int64)] = 1
+                present = np.asarray(one, np.int64)
+                labels[row, present[present >= 0]] = 1  # -1 is a label that was kept back
         return labels
 
 
@@ -484,7 +498,7 @@ def _labels_in(features: Mapping[str, Any], findings: Mapping[str, int]) -> dict
 # Conversion
 
 
-def _convert(place: str, builder: Any) -> None:
+def _convert(builder: Any) -> None:
     """Writes ArrayRecord files beside a copy in another format, then says so in its metadata.
 
     Each file is renamed into place when it is whole, and the metadata is written last: what is
@@ -495,7 +509,8 @@ def _convert(place: str, builder: Any) -> None:
     out = file_adapters.FileFormat(_ARRAY_RECORD)
     reader = file_adapters.ADAPTER_FOR_FORMAT[builder.info.file_format]
     writer = file_adapters.ADAPTER_FOR_FORMAT[out]
-    try:
+    folder = Path(builder.data_dir)
+    with tempfile.TemporaryDirectory(prefix="incomplete.", dir=folder) as scratch:
         for split in builder.info.splits.values():
             template = split.filename_template
             made = template.replace(filetype_suffix=out.file_suffix)
@@ -504,21 +519,11 @@ def _convert(place: str, builder: Any) -> None:
                 target = Path(made.sharded_filepath(**there))
                 if target.is_file():
                     continue
-                partial = target.with_name(f"incomplete.{os.getpid()}.{target.name}")
+                partial = Path(scratch) / target.name
                 records = reader.make_tf_data(template.sharded_filepath(**there))
                 writer.write_examples(partial, enumerate(records.as_numpy_iterator()))
                 partial.replace(target)
         builder.info.add_alternative_file_format(out)
-        folder = Path(builder.data_dir)
-        with tempfile.TemporaryDirectory(prefix="incomplete.", dir=folder) as scratch:
-            dataset_info.write_dataset_info_proto(builder.info.as_proto, dataset_info_dir=scratch)
-            written = Path(scratch) / constants.DATASET_INFO_FILENAME
-            written.replace(folder / written.name)
-    except PermissionError as error:
-        raise UserError(
-            "dataset",
-            f"tfds:{place}",
-            f"a copy as ArrayRecord, or a folder to write it to ({error.filename} is read-only; "
-            f"it holds {_format(builder)}, which cannot be read at random)",
-            "Allow writing, or set data_dir to a folder where it can be prepared again.",
-        ) from error
+        dataset_info.write_dataset_info_proto(builder.info.as_proto, dataset_info_dir=scratch)
+        written = Path(scratch) / constants.DATASET_INFO_FILENAME
+        written.replace(folder / written.name)

@@ -85,6 +85,17 @@ def prepare(name: str, data_dir: str, line: Callable[[str], None]) -> None:
         prepare_catalog(place, data_dir, line)
 
 
+def how_labelled(name: str) -> tuple[str, str]:
+    """What would make an unlabelled dataset a labelled one, and how: no full stop at the end."""
+    if _parse(name)[0] == "tfds":
+        return "a set with labels", "Say where they are, with the option label= of its name"
+    return (
+        "labelled images, <class>/<image> or <split>/<class>/<image> and nothing else, or a table "
+        "of labels at the top, labels.csv",
+        "Sort the images into class folders, or write the table",
+    )
+
+
 def _parse(name: str) -> tuple[str, str]:
     """`scheme:place` taken apart."""
     scheme, _, place = name.partition(":")

@@ -9,7 +9,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from hpt_jax.data.images import Unreadable
 
@@ -89,7 +89,30 @@ def _png16(content: bytes) -> np.ndarray:
     """A PNG of 16 bits, which Pillow would cut down to 8 where it has colours."""
     pixels = imagecodecs.png_decode(content)
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    return pixels[:, :, : channels - 1] if channels in (2, 4) else pixels  # alpha is the last
+    pixels = pixels[:, :, : channels - 1] if channels in (2, 4) else pixels  # alpha is the last
+    exif = Image.Exif()
+    exif.load(_png_chunk(content, b"eXIf"))
+    return _upright(pixels, exif.get(ExifTags.Base.Orientation))
+
+
+def _png_chunk(content: bytes, kind: bytes) -> bytes:
+    """The first chunk of a kind; empty where there is none."""
+    place = len(_PNG)
+    while place + 8 <= len(content):
+        size, found = struct.unpack_from(">I4s", content, place)
+        if found == kind:
+            return content[place + 8 : place + 8 + size]
+        place += 12 + size  # a checksum follows
+    return b""
+
+
+def _upright(pixels: np.ndarray, orientation: object) -> np.ndarray:
+    """Turns [h, w] or [h, w, c] as the tag of EXIF and TIFF says; beyond 1 to 8 it says nothing."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
 def _tiff(content: bytes) -> np.ndarray:
@@ -104,6 +127,7 @@ def _tiff(content: bytes) -> np.ndarray:
             if page.imagewidth * page.imagelength > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
                 raise Image.DecompressionBombError(f"{page.imagewidth}x{page.imagelength} pixels")
             pixels = page.asarray()
+            orientation = page.tags.valueof("Orientation")
     except _CREDULOUS as error:
         raise ValueError("damaged TIFF tags") from error
     if pixels.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
@@ -112,7 +136,7 @@ def _tiff(content: bytes) -> np.ndarray:
         pixels = 2**page.bitspersample - 1 - pixels
     if pixels.ndim not in (2, 3):
         raise ValueError(f"its pixels have the shape {pixels.shape}")
-    return pixels[:, :, :bands] if pixels.ndim == 3 else pixels
+    return _upright(pixels[:, :, :bands] if pixels.ndim == 3 else pixels, orientation)
 
 
 def _reason(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from hpt_jax.data import labels_csv
 from hpt_jax.data.decode import decode
 from hpt_jax.data.images import Dataset
-from hpt_jax.data.splits import SPLITS, with_cut_splits
+from hpt_jax.data.splits import SPLIT_OF, SPLITS, with_cut_splits
 from hpt_jax.errors import UserError
 
 SUFFIXES = (
@@ -73,11 +73,17 @@ def open_folder(name: str, root: str, fractions: dict[str, float]) -> Dataset:
     if table is not None:
         return _open_table(name, root, paths, fingerprint, table, fractions)
     images = FolderImages(root, paths)
-    layout = _layout(paths)
+    layout = _layout(name, paths)
     if layout is None:
         everything = np.arange(len(paths), dtype=np.int64)
-        strays = _strays(paths)
-        return Dataset(name, images, {"train": everything}, fingerprint, strays=strays)
+        return Dataset(
+            name,
+            images,
+            {"train": everything},
+            fingerprint,
+            strays=_strays(paths),
+            no_splits=tuple(sorted({path.split("/")[0] for path in paths} & SPLIT_OF.keys())),
+        )
     in_split = np.array([split for split, _ in layout])
     class_names = tuple(sorted({label for split, label in layout if split == "train"}))
     _check_classes(name, layout, class_names)
@@ -168,18 +174,27 @@ def _folder_fingerprint(files: Sequence[tuple[str, int]], table: bytes | None) -
     return digest.hexdigest()
 
 
-def _layout(paths: Sequence[str]) -> list[tuple[str, str]] | None:
+def _layout(name: str, paths: Sequence[str]) -> list[tuple[str, str]] | None:
     """(split, class name) of each path, or None where the folders do not tell classes."""
     parts = [path.split("/") for path in paths]
-    if all(len(part) >= 3 and part[0] in SPLITS for part in parts):
+    if all(len(part) >= 3 and part[0] in SPLIT_OF for part in parts):
         if any(part[0] == "train" for part in parts):
-            return [(part[0], part[1]) for part in parts]
+            _check_split_names(name, sorted({part[0] for part in parts}))
+            return [(SPLIT_OF[part[0]], part[1]) for part in parts]
         return None
     if any(len(part) < 2 or part[0] in SPLITS for part in parts):
         return None
     if len({part[0] for part in parts}) < 2:
         return None
     return [("train", part[0]) for part in parts]
+
+
+def _check_split_names(name: str, folders: Sequence[str]) -> None:
+    for split in SPLITS:
+        alike = [folder for folder in folders if SPLIT_OF[folder] == split]
+        if len(alike) > 1:
+            expected = f"one folder of {split} images, but it has {' and '.join(alike)}"
+            raise UserError("dataset", name, expected, "Join them, or take one away.")
 
 
 def _strays(paths: Sequence[str]) -> tuple[str, ...]:

@@ -80,6 +80,7 @@ class Dataset:
       cut: the splits that were cut from train, because the data came without them.
       strays: of an unlabelled folder that has class folders, the images outside them; of a folder
         with a table of labels, the images that it does not name, which are in no split.
+      no_splits: of an unlabelled folder, the folders in it that are called like splits.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Dataset:
     multi_label: bool = False
     cut: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
+    no_splits: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> bool:

@@ -1,8 +1,8 @@
 """`labels.csv` at the top of a folder of images: any number of labels an image.
 
-Columns: `image` (path below the folder, with forward slashes), perhaps `split` (train, val or
-test), and one for each class. A cell of 1 says that the image has the class; 0, nothing and -1
-(uncertain) say that it has not, which the paper's CheXpert calls U-Zeros.
+Columns: `image` (path below the folder, with forward slashes), perhaps `split` (train, val or test,
+or another name of these), and one for each class. A cell of 1 says that the image has the class; 0,
+nothing and -1 (uncertain) say that it has not, which the paper's CheXpert calls U-Zeros.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from hpt_jax.data.splits import SPLITS
+from hpt_jax.data.splits import SPLIT_OF, SPLITS
 from hpt_jax.errors import Mistake, UserError
 
 NAME = "labels.csv"
@@ -84,7 +84,7 @@ def read(content: bytes, path: str, there: Collection[str]) -> Table:
             mistakes.append(dataclasses.replace(mistake, field=f"{path}:{line}"))
             continue
         named[cells[image_at]] = line
-        splits.append(SPLITS[0] if split_at is None else cells[split_at])
+        splits.append(SPLITS[0] if split_at is None else SPLIT_OF[cells[split_at]])
         labels.append([_CELLS[cells[column]] for column in columns])
     if mistakes:
         _raise(mistakes)
@@ -165,7 +165,7 @@ def _mistake_in(
     if image not in there:
         expected = "the path of an image below the folder, with forward slashes (not found)"
         return Mistake("", image, expected, "Mend the path, add the image or remove the row.")
-    if split_at is not None and cells[split_at] not in SPLITS:
+    if split_at is not None and cells[split_at] not in SPLIT_OF:
         expected = f"a split, {', '.join(SPLITS)}"
         return Mistake("", cells[split_at], expected, f"Mend it, or drop the column {_SPLIT}.")
     for column in columns:

@@ -7,7 +7,14 @@ import numpy as np
 from hpt_jax.data.order import permutation
 from hpt_jax.errors import UserError
 
-SPLITS = ("train", "val", "test")
+# What folders and sets of the catalog call them.
+SPLIT_NAMES = {
+    "train": ("train",),
+    "val": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+SPLITS = tuple(SPLIT_NAMES)
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 # First words of the keys of `order.permutation`. A split must not change with the run's seed;
 # a subset has the seed in the other word, away from the keys (seed, epoch) of the batches.

@@ -260,25 +260,26 @@ def _stored(dataset: Dataset, index: int, reading: Reading) -> np.ndarray:
     return np.repeat(pixels, 3, axis=-1) if (channels, has) == (3, 1) else pixels
 
 
+def is_deep(dataset: Dataset) -> bool:
+    """Whether the images have 16 bits, by the first that can be read."""
+    for index in range(len(dataset.images)):
+        with contextlib.suppress(Unreadable):  # counted and named when all images are read
+            return dataset.images.read(index, 1).dtype == np.uint16
+    return False
+
+
 def _window(dataset: Dataset, reading: Reading) -> tuple[int, int] | None:
     """The window of a 16-bit set, as given or from its training images; None for an 8-bit set."""
-
-    def read(index: int) -> np.ndarray | None:
-        try:
-            return dataset.images.read(index, reading.store_px)
-        except Unreadable:
-            return None  # counted and named when all images are read
-
-    everything = range(len(dataset.images))
-    first = next((pixels for i in everything if (pixels := read(i)) is not None), None)
-    if first is None or first.dtype != np.uint16:
+    if not is_deep(dataset):
         return None
     if reading.window is not None:
         return reading.window
 
     def count(place: int) -> np.ndarray | None:
-        pixels = read(int(train[place]))
-        return None if pixels is None else window.histogram(pixels)
+        try:
+            return window.histogram(dataset.images.read(int(train[place]), reading.store_px))
+        except Unreadable:
+            return None
 
     train = dataset.splits["train"]
     total = np.zeros(2**16, np.int64)

@@ -45,8 +45,8 @@ def predict(
       that they can be compared between queries too.
 
     Raises:
-      ValueError: shapes disagree, there is no training example, k < 1, or a label lies outside
-        [0, num_classes).
+      ValueError: shapes disagree, there is no training example, k < 1, or a label is none of those
+        that `train_y` may have.
     """
     train_x, x = jnp.asarray(train_x), jnp.asarray(x)
     labels = np.asarray(train_y)

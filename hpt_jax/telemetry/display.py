@@ -36,8 +36,9 @@ class Display:
         self.console = console or Console(highlight=False)
 
     def line(self, text: str) -> None:
-        """One line."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        """One line; bytes of a file's name that are no UTF-8 are shown escaped."""
+        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        self.console.print(shown, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def progress(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +124,28 @@ def test_bfloat16_trains(tmp_path: Path) -> None:
     assert rows[-1]["accuracy"] > 4 / 33
     for name, value in saved(folder, "backbone").items():
         assert value.dtype == (np.int32 if "window" in name else np.float32), name
+
+
+def test_a_stage_imports_no_tensorflow(images: Path, tmp_path: Path) -> None:
+    """From files to checkpoints and curves, in a process of its own."""
+    code = f"""
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from support import tiny_config
+        from hpt_jax import run
+        config = tiny_config(Path({str(images)!r}))
+        config.input.pipeline = "host"
+        config.stages.target = dict(dataset="folder:target", steps=2)
+        config.arms.T = ("target",)
+        run.run(config, {str(tmp_path)!r})
+        assert "tensorflow" not in sys.modules, "imported"
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list(tmp_path.glob("stages/target-*/events.out.tfevents.*"))
 
 
 def copy_one_class(images: Path, folder: Path) -> None:

@@ -79,7 +79,5 @@ def test_a_study_that_asks_for_more_labels_than_there_are_says_so(images, tmp_pa
 
     for labels in (2, 5000):
         with pytest.raises(UserError, match=rf"finetune_{labels}.*from 3 labels"):
-            run_study(
-                "sequential", images, tmp_path / "w", ("evaluations", f"finetune_{labels}")
-            )
+            run_study("sequential", images, tmp_path / "w", ("evaluations", f"finetune_{labels}"))
     assert not (tmp_path / "w" / "stages").exists()
