@@ -16,6 +16,7 @@ from hpt_jax.evaluate.metrics import check_metric
 from hpt_jax.library import Library, StageData
 from hpt_jax.lineage import kin
 from hpt_jax.models.backbone import Backbone, abstract_backbone, init_backbone
+from hpt_jax.paper import statistics_note
 from hpt_jax.parallel import Devices
 from hpt_jax.telemetry.display import Display
 from hpt_jax.weights import load
@@ -207,6 +208,8 @@ def _warnings(stage: plan.Stage, library: Library) -> list[str]:
             f"{stage.name}: model.bn_groups = 1 lets keys and queries share batch statistics, "
             "which MoCo's shuffling exists to prevent"
         )
+    if config.subset == 1.0 and (note := statistics_note(config.dataset, data.pixel_mean)):
+        lines.append(note)
     channels = data.store.channels
     _, skipped = for_channels(config.augment, channels)
     if skipped:

@@ -242,7 +242,13 @@ class Library:
         if store.reading.window:
             low, high = store.reading.window
             self._display.line(f"{dataset.name}: 16 bit, of which {low} to {high} are seen")
-        if dataset.strays:
+        if dataset.strays and dataset.labelled:
+            self._display.line(
+                f"note: {dataset.name}: {len(dataset.strays)} images, such as {dataset.strays[0]}, "
+                "have no row in its labels.csv and are left out (a folder below it is read without "
+                "labels, and whole)"
+            )
+        elif dataset.strays:
             self._display.line(
                 f"note: {dataset.name} has no labels, because {dataset.strays[0]} lies in no class "
                 f"folder ({len(dataset.strays)} such images): all its images are pretrained on"

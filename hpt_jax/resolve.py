@@ -294,7 +294,9 @@ def _fit(value: Any, hint: Any) -> tuple[Any] | None:
 
 
 # What a dry run assumes of images that are not there.
-_ABSENT_DATA = {"images": 1000, "short_side": 224, "channels": 3, "labelled": False}
+_ABSENT_DATA = {
+    "images": 1000, "short_side": 224, "channels": 3, "labelled": False, "multi_label": False,
+}  # fmt: skip
 
 
 def _adapt(
@@ -326,6 +328,8 @@ def _adapt(
         raw["batch_size"], 2 ** (data["images"].bit_length() - 1)
     )
     raw["target"] = fields.data if data["labelled"] else ""
+    if data["multi_label"]:  # for which there is no other
+        raw["metric"] = "macro_auroc"
     steps = fields.steps or max(100, min(5000, 40 * data["images"] // raw["batch_size"]))
     raw["stages"] = {"adapted": {"dataset": fields.data, "steps": steps}}
     raw["arms"] = {"T": ("adapted",)}

