@@ -120,7 +120,8 @@ def _parsed(text: str, hint: Any) -> Any:
     # A shell eats quotes and brackets, so `a,b` and a single item are tuples too.
     if hint == tuple[str, ...] and isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
-    return (value,) if hint == tuple[int, ...] and type(value) is int else value
+    alone = {tuple[int, ...]: (int,), tuple[float, ...]: (int, float)}.get(hint, ())
+    return (value,) if type(value) in alone else value
 
 
 def _top_hints(template: str) -> dict[str, Any]:

@@ -118,6 +118,8 @@ def test_lists_are_tuples():
         ("stages.base.subset=0.5", lambda c: c.stages["base"].subset, 0.5),
         ("stages.base.subset=1", lambda c: c.stages["base"].subset, 1),
         ("stages.base.subset=1.0", lambda c: c.stages["base"].subset, 1.0),
+        ("linear_sgd.learning_rates=3", lambda c: c.linear_sgd.learning_rates, (3.0,)),
+        ("linear_sgd.learning_rates=30,0.5", lambda c: c.linear_sgd.learning_rates, (30.0, 0.5)),
         ("evaluations=knn", lambda c: c.evaluations, ("knn",)),
         ("evaluations=knn,linear", lambda c: c.evaluations, ("knn", "linear")),
         ("evaluations=('knn',)", lambda c: c.evaluations, ("knn",)),

@@ -167,6 +167,8 @@ def _solve(
         stack.enter_context(warnings.catch_warnings())
         # Where rounding stalls the last digits of float32, the iterate is as good as any.
         warnings.simplefilter("ignore", ConvergenceWarning)
+        # Few labels of many classes are what semi-supervised probes are about.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         model.fit(z, y)
     weights, bias = model.coef_.T, model.intercept_
     if len(present) == 2:

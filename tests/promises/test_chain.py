@@ -211,7 +211,7 @@ def test_same_command_twice_does_no_work_and_leaves_results_byte_equal(
 
     before, results = files(), (workdir / "results.csv").read_bytes()
     monkeypatch.setattr(pretrain, "run_stage", refuse)
-    monkeypatch.setattr(run.features, "extract", refuse)
+    monkeypatch.setattr(run.evaluations, "evaluate", refuse)
     run.run(config_of(images), workdir)
     assert (workdir / "results.csv").read_bytes() == results
     after = files()
