@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ import pytest
 from hpt_jax import config as config_lib
 from hpt_jax import run
 from hpt_jax.config import ANALYSES
+from hpt_jax.errors import UserError
+from hpt_jax.paper import TRIPLES
+from hpt_jax.telemetry.display import Display
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "studies"
+FOLDERS = {"base": "folder:base", "source": "folder:source", "target": "folder:target"}
 TINY = {
-    "base": "folder:base", "source": "folder:source", "target": "folder:target",
     "base_steps": "2,3", "source_steps": "2", "source_scratch_steps": "2",
     "steps": "2", "scratch_steps": "2", "bn_steps": "2", "seeds": "0",
     "image_size": "16", "batch_size": "8", "model.width": "4", "moco.dim": "8",
@@ -25,11 +29,8 @@ class Lines:
     """A display that keeps its lines."""
 
     def __init__(self):
-        from hpt_jax.telemetry.display import Display
-
         self.lines = []
-        self.console = Display().console
-        self.progress = Display().progress
+        self.console, self.progress = Display().console, Display().progress
 
     def line(self, text):
         self.lines.append(text)
@@ -40,7 +41,7 @@ def workdir(tmp_path_factory):
     return tmp_path_factory.mktemp("studies")
 
 
-def run_study(analysis, images, workdir, *overrides):
+def run_study(analysis, images, workdir, overrides):
     config = config_lib.load(str(CONFIGS / f"{analysis}.py"))
     config.data_dir = str(images)
     config.evaluations = {
@@ -48,17 +49,27 @@ def run_study(analysis, images, workdir, *overrides):
         "sequential": ("linear", "knn", "finetune_9"),
     }.get(analysis, ("linear", "knn"))
     display = Lines()
-    return run.run(config, workdir, [*TINY.items(), *overrides], display), display.lines
+    return run.run(config, workdir, list(overrides.items()), display), display.lines
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_a_study_runs_on_the_aerial_triple_where_it_is_at_hand(analysis, tmp_path):
+    folder = os.environ.get("HPT_JAX_DATA", "")
+    sets = [Path(folder) / name.partition(":")[2] for name in TRIPLES["aerial"]]
+    if not (folder and all(path.is_dir() for path in sets)):
+        pytest.skip("HPT_JAX_DATA names no folder with the sets of configs/aerial.py")
+    rows, _ = run_study(analysis, folder, tmp_path, TINY)
+    assert {row.dataset for row in rows} == {TRIPLES["aerial"][2]}
 
 
 @pytest.mark.parametrize("analysis", ANALYSES)
 def test_a_study_is_one_command_and_nothing_is_done_twice(analysis, images, workdir):
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("stages/*/done.json")}
-    rows, _ = run_study(analysis, images, workdir)
+    rows, _ = run_study(analysis, images, workdir, FOLDERS | TINY)
     mine = [row for row in rows if row.study == analysis]
     config = config_lib.load(str(CONFIGS / f"{analysis}.py"))
     config.data_dir = str(images)
-    asked = run.make_plan(config, list(TINY.items()))
+    asked = run.make_plan(config, list((FOLDERS | TINY).items()))
     assert {row.arm for row in mine} == set(asked.config.arms)
     assert {(row.arm, row.pretrain_steps) for row in mine} == {
         (one.arm, one.pretrain_steps) for one in asked.runs
@@ -69,15 +80,14 @@ def test_a_study_is_one_command_and_nothing_is_done_twice(analysis, images, work
     if before:
         assert any(stage.id == path.parent.name for stage in asked.stages for path in before)
 
-    again, lines = run_study(analysis, images, workdir)
+    again, lines = run_study(analysis, images, workdir, FOLDERS | TINY)
     assert again == rows
     assert not [line for line in lines if "on test" in line or "seed" in line]
 
 
 def test_a_study_that_asks_for_more_labels_than_there_are_says_so(images, tmp_path):
-    from hpt_jax.errors import UserError
-
     for labels in (2, 5000):
+        asked = FOLDERS | TINY | {"evaluations": f"finetune_{labels}"}
         with pytest.raises(UserError, match=rf"finetune_{labels}.*from 3 labels"):
-            run_study("sequential", images, tmp_path / "w", ("evaluations", f"finetune_{labels}"))
+            run_study("sequential", images, tmp_path / "w", asked)
     assert not (tmp_path / "w" / "stages").exists()
