@@ -3,7 +3,7 @@
     python -m hpt_jax.main --config configs/probes.py --workdir runs/aerial --config.data_dir=DIR
 
 DIR as for aerial.py. In a workdir where aerial.py has run, nothing is trained: the stages are the
-same, and the probes alone are left to do. Several `linear_sgd.learning_rates` cost no more than one.
+same, and the probes alone are left to do. Several `linear_sgd.learning_rates` cost as much as one.
 
 Expected: test top-1 of linear and linear_sgd, one seed: random features 47.4 and 46.1, B 53.4 and
 49.3, T 51.0 and 51.2, B+S+T 58.6 and 51.7 (docs/probes.md). Wall time 40 minutes on 2 cores of an
