@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from hpt_jax.augment.policies import POLICIES, Policy
-from hpt_jax.errors import UserError
+from hpt_jax.errors import UserError, nearest
 
 TRAINABLE = ("all", "batch_norm", "statistics", "nothing")
 METHODS = ("moco",)
@@ -209,10 +209,10 @@ class StudyFields:
     scale: str = "small"  # for a laptop, or 'paper': ResNet-50 at 224 px, for accelerators
     base_steps: tuple[int, ...] = ()  # the last one, but for base_quality, which trains them all
     source_steps: int = 0  # after the base
-    source_scratch_steps: int = 0  # from random weights
+    source_scratch_steps: int = 0  # from random weights; `source_steps`, where that is given
     steps: tuple[int, ...] = ()  # on the target, after base or source
-    scratch_steps: tuple[int, ...] = ()  # on the target, from random weights
-    bn_steps: tuple[int, ...] = ()  # on the target, of HPT-BN
+    scratch_steps: tuple[int, ...] = ()  # on the target, from random weights; the same as steps
+    bn_steps: tuple[int, ...] = ()  # on the target, of HPT-BN; the last of steps
 
 
 TEMPLATE_FIELDS: dict[str, Any] = {"stages": None, "adapt": AdaptFields, "study": StudyFields}
@@ -264,7 +264,9 @@ def load(path: str) -> config_dict.ConfigDict:
       UserError: if there is no such file, or whatever it raises: with its file and line.
     """
     if not Path(path).is_file():
-        raise UserError("--config", path, "a config file", "(not found) Check the path.")
+        there = [str(other) for other in Path(path).parent.glob("*.py")]
+        fix = f"(not found) {nearest(path, there) if there else 'Check the path.'}"
+        raise UserError("--config", path, "a config file", fix)
     try:
         namespace: dict[str, Any] = {"__name__": "config", "__file__": path}
         exec(compile(Path(path).read_bytes(), path, "exec"), namespace)

@@ -120,6 +120,7 @@ def train(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=devices.replicated), carry
         )
         carry = _restored(saver.restore(start, _saved(like)))
+        display.line(f"{stage.id}: continues after step {start}")
     else:
         writers.write_parameter_overview(initial.params, folder.path / "parameters.txt")
     carry = devices.replicate(carry)

@@ -81,6 +81,12 @@ def value_of(name: str, config: Mapping[str, Any], overrides: Sequence[tuple[str
 def _override(raw: dict[str, Any], path: str, text: str, mistakes: list[Mistake]) -> None:
     """Sets one field of the nested dict; stages and arms must already be there."""
     node, hints, names = raw, _top_hints(raw["template"]), path.split(".")
+    fields = TEMPLATE_FIELDS[raw["template"]]
+    if fields is not None and names[0] in ("stages", "arms"):
+        expected = f"nothing, since the template {raw['template']!r} makes the {names[0]}"
+        known = ", ".join(field.name for field in dataclasses.fields(fields))
+        mistakes.append(Mistake(f"config.{path}", text, expected, f"Set one of: {known}."))
+        return
     for depth, name in enumerate(names):
         if not isinstance(hints, Mapping):
             parent = ".".join(names[:depth])

@@ -17,6 +17,7 @@ from hpt_jax.paper import DATASETS, TRIPLES
 
 Inspect = Callable[[str], Mapping[str, Any] | None]
 Arms = dict[str, tuple[str, ...]]
+_KINDS = " or ".join(f"{scheme}:..." for scheme in SCHEMES)
 
 # In the order of the paper's figure: each without one more operation or two.
 POLICIES: tuple[str, ...] = ("moco_v2", "no_grayscale", "no_color", "crop_blur", "crop")
@@ -119,9 +120,14 @@ def expand(
       UserError: short-hand fields are wrong or missing; all of them at once.
     """
     analysis = raw.get("analysis") or ""
-    fields = _checked(fields, analysis)
+    fields = _checked(fields, analysis, inspect_weights)
     scale = SCALES[fields.scale]
     budgets = {**scale.budgets, **scale.budgets_of.get(analysis, {})}
+    # Who sets one budget means the arms beside it too.
+    if fields.steps:
+        budgets |= {"scratch_steps": fields.steps, "bn_steps": fields.steps[-1:]}
+    if fields.source_steps:
+        budgets["source_scratch_steps"] = fields.source_steps
     fields = dataclasses.replace(
         fields, **{name: getattr(fields, name) or value for name, value in budgets.items()}
     )
@@ -154,7 +160,7 @@ def expand(
     raw["shared_stages"] = tuple(name for name in names if _role(name) != "target")
 
 
-def _checked(fields: StudyFields, analysis: str) -> StudyFields:
+def _checked(fields: StudyFields, analysis: str, inspect_weights: Inspect) -> StudyFields:
     """The fields with the triple's in place of what is left out."""
     mistakes = []
     if analysis not in ANALYSES:
@@ -176,12 +182,27 @@ def _checked(fields: StudyFields, analysis: str) -> StudyFields:
         named = dict(zip(("base", "source", "target"), TRIPLES[triple], strict=True))
         given = {role: name or named[role] for role, name in given.items()}
     for role, name in given.items():
+        fix = f"Set --config.{role}=folder:PATH."
         if not name and triple in ("", *TRIPLES):
-            fix = f"Set --config.{role}=folder:PATH, or --config.triple={next(iter(TRIPLES))}."
-            mistakes.append(Mistake(role, name, "a dataset, as other parts are given", fix))
-    if analysis == "base_quality" and given["base"] and not _is_dataset(given["base"]):
-        expected = "a dataset, since base_quality trains its bases for shorter and longer"
-        mistakes.append(Mistake("base", given["base"], expected, "Set --config.base=folder:PATH."))
+            expected = f"a dataset: {analysis} needs {', '.join(given)}, and some are given"
+            mistakes.append(Mistake(role, name, expected, fix))
+        elif name and role != "base" and not _is_dataset(name):
+            fix = f"For a folder of images: --config.{role}=folder:{name}."
+            mistakes.append(Mistake(role, name, f"a dataset, {_KINDS}", fix))
+    base = given["base"]
+    if base and not _is_dataset(base):
+        fix = f"For a folder of images: --config.base=folder:{base}."
+        if analysis == "base_quality":
+            expected = "a dataset, since base_quality trains its bases for shorter and longer"
+            mistakes.append(Mistake("base", base, expected, fix))
+        try:
+            inspect_weights(base)
+        except UserError:
+            mistakes.append(Mistake("base", base, f"a checkpoint, or a dataset, {_KINDS}", fix))
+    if analysis == "base_quality" and len(fields.base_steps) == 1:
+        expected = "two budgets or more to compare"
+        fix = f"Set --config.base_steps={fields.base_steps[0] // 10 or 1},{fields.base_steps[0]}."
+        mistakes.append(Mistake("base_steps", fields.base_steps, expected, fix))
     if mistakes:
         raise UserError.of(mistakes)
     return dataclasses.replace(fields, **dict[str, Any](given))
@@ -208,6 +229,7 @@ def _arms(analysis: str, fields: StudyFields) -> Arms:
         return {**random, **base, **target, **bn}
     if analysis == "sequential":
         return {
+            **random,
             **base,
             "S": ("source_scratch",),
             "T": ("scratch",),

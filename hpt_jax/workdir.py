@@ -115,7 +115,7 @@ def locked(folder: StageFolder, wait: Callable[[str], None]) -> Iterator[None]:
             except BlockingIOError:
                 if not told:
                     file.seek(0)
-                    wait(f"{folder.path.name} is held by {file.read() or 'another run'}")
+                    wait(f"{folder.path.name} is held by {file.read() or 'another run'}: waiting")
                     told = True
                 time.sleep(0.5)
             except OSError as error:

@@ -95,6 +95,7 @@ def test_sequential_has_every_way_through_the_hierarchy():
     found = planned("sequential", "seeds=0")
     chains = {one.arm: [stage.name for stage in one.stage.chain] for one in found.runs}
     assert chains == {
+        "random": ["random"],
         "B": ["base", "target_statistics"],
         "S": ["source_scratch"],
         "T": ["scratch"],
@@ -134,6 +135,16 @@ def test_data_robustness_takes_shares_of_the_targets_images():
     assert queues["T@1%"] == 128  # but a batch
 
 
+def test_one_budget_stands_for_the_arms_beside_it():
+    found = planned("sequential", "seeds=0", "steps=70", "source_steps=40")
+    steps = {stage.name: stage.steps for stage in found.stages if stage.name != "base"}
+    assert {steps[name] for name in ("target", "scratch")} == {70}
+    assert {steps[name] for name in ("source", "source_scratch")} == {40}
+    separate = planned("separability", "seeds=0", "steps=5,70", "scratch_steps=9")
+    assert {one.pretrain_steps for one in separate.runs if one.arm == "HPT-BN"} == {70}
+    assert {one.pretrain_steps for one in separate.runs if one.arm == "T"} == {9}
+
+
 def test_base_quality_trains_its_bases_for_shorter_and_longer():
     found = planned("base_quality", "seeds=0", "base_steps=20,50")
     bases = {one.arm: one.stage.chain[0].steps for one in found.runs if one.arm != "T"}
@@ -152,6 +163,17 @@ def test_a_base_may_be_a_checkpoint():
     assert (target.model.arch, target.model.width, target.input.channels) == ("resnet18", 8, 3)
     with pytest.raises(UserError, match=r"base.*a dataset"):
         resolve("base_quality", "base=w.safetensors", "target=folder:target")
+
+
+def test_base_quality_needs_two_bases():
+    assert mistakes("base_quality", *MINE, "base_steps=300") == ["base_steps"]
+
+
+def test_a_folder_that_is_no_checkpoint_is_told_how_to_be_a_dataset(tmp_path):
+    config = config_lib.load(str(CONFIGS / "separability.py"))
+    overrides = [("base", str(tmp_path)), ("target", "folder:x"), ("dry_run", "True")]
+    with pytest.raises(UserError, match=rf"base.*folder:{tmp_path}"):
+        run.run(config, tmp_path / "w", overrides)
 
 
 def test_only_the_last_stage_differs_between_seeds():
@@ -197,6 +219,8 @@ def test_data_chooses_channels_batch_labels_and_metric():
         (("base=folder:mine",), ["target"]),
         (("source_steps=many",), ["source_steps"]),
         (("stepz=3",), ["config.stepz"]),
+        (("stages.target.steps=3",), ["config.stages.target.steps"]),
+        (("base=folder:b", "target=../drawings"), ["target"]),
     ],
 )
 def test_a_mistake_in_a_short_hand_field_is_one_message(overrides, fields):

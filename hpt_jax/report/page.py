@@ -204,13 +204,12 @@ def _finding(rows: Sequence[ResultRow], evaluations: Sequence[str]) -> dict[str,
     if not evaluations:
         return None
     mine = [row for row in rows if row.evaluation == evaluations[0]]
-    best = max(summarize(mine, "val"), key=lambda one: one.mean)
-    tested = next(
-        one
-        for one in summarize(mine)
-        if (one.arm, one.pretrain_steps) == (best.arm, best.pretrain_steps)
-    )
-    return {"evaluation": evaluations[0], "one": tested}
+    val = summarize(mine, "val")
+    most = max(one.mean for one in val)
+    # A small validation set has many ties.
+    best = [(one.arm, one.pretrain_steps) for one in val if one.mean == most]
+    tested = [one for one in summarize(mine) if (one.arm, one.pretrain_steps) in best]
+    return {"evaluation": evaluations[0], "best": tested}
 
 
 def _table(
@@ -365,7 +364,7 @@ def _neighbours(plan: Mapping[str, Any], root: Path) -> list[dict[str, Any]]:
         return []
     names = [run["arm"] for run in runs]
     before = [run for run in runs if run["arm"] == "B"] or [r for r in runs if not _steps(r)]
-    last = next((name for name in ("B+T", "B+S+T") if name in names), names[-1])
+    last = next((name for name in ("B+S+T", "B+T") if name in names), names[-1])
     after = [run for run in runs if run["arm"] == last and run["seed"] == runs[0]["seed"]]
     chosen = before[:1] + sorted(after, key=_steps)[-1:]
     found: list[dict[str, Any]] = []
