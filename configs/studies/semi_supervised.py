@@ -11,9 +11,10 @@ Without any of them it takes those of configs/aerial.py, below `--config.data_di
 Arms: random, B, T, B+T and HPT-BN. Evaluations: finetune_100 and linear_100 (1000 at the paper's
 scale), each the mean over three subsets of labels.
 
-Expected there, one seed: finetune_100 and linear_100 random 45.5 and 36.0, B 50.4 and 44.9, T 50.5
-and 44.5, B+T 51.2 and 47.6, HPT-BN 52.2 and 46.3 (docs/studies.md). Wall time 1.8 minutes with one
-seed on 2 cores of an Intel Xeon, no GPU, after separability in the same workdir.
+Expected there, three seeds, finetune_100 and linear_100: random 47.2 +- 1.6 and 36.4 +- 0.9, B
+51.3 +- 0.8 and 44.9, T 51.9 +- 1.4 and 48.6 +- 3.5, B+T 50.7 +- 0.5 and 47.3 +- 0.4, HPT-BN 51.9
++- 0.3 and 46.4 +- 0.2 (docs/studies.md). Wall time 1.8 minutes with one seed on 2 cores of an
+Intel Xeon, no GPU, after separability in the same workdir.
 """
 
 from ml_collections import ConfigDict
