@@ -25,19 +25,9 @@ def get_config() -> ConfigDict:
     config.data = ""  # 'folder:PATH'
     config.init = "random"
 
-    # 0 and '': chosen from the data and from `init`.
-    config.steps = 0
-    config.image_size = 0
-    config.batch_size = 0
-    config.moco.queue_size = 0
-    config.optimizer.learning_rate = 0.0
-
-    # With `init` the checkpoint's; else a network small enough for a laptop. With a GPU:
+    # What is not set here is chosen: steps, image size, batch, queue and rate from the data and
+    # from `init`; the network is the checkpoint's, else one small enough for a laptop. With a GPU:
     # --config.model.arch=resnet50 --config.model.width=64.
-    config.model.arch = ""
-    config.model.width = 0
-    config.model.stem = ""
-    config.model.stem_stride = 0
     config.moco.momentum = 0.99  # the key encoder has hundreds of steps to follow, not thousands
     config.save_every_minutes = 1.0
     return config

@@ -227,8 +227,8 @@ def labels_of(evaluation: str) -> int | None:
 def default_config(template: str = "stages") -> config_dict.ConfigDict:
     """A mutable config with every field at its default, for config files to fill in.
 
-    In the template 'study' all fields are None, which is unset: it can then tell what a config
-    chose from what is left to the scale.
+    In a template with short-hand fields all others are None, which is unset: it can then tell what
+    a config chose from what is left to it.
     """
     # Neither locked nor type-safe: `resolve` reports all mistakes at once, where ml_collections
     # would stop at the first.
@@ -250,7 +250,7 @@ def default_config(template: str = "stages") -> config_dict.ConfigDict:
 
 
 def _mutable(value: Any, template: str) -> Any:
-    unset = template == "study"
+    unset = TEMPLATE_FIELDS[template] is not None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.asdict(value)
         return dict.fromkeys(fields) if unset else fields

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +22,7 @@ from hpt_jax.data.loader import Crops
 from hpt_jax.data.store import Store
 from hpt_jax.library import StageData
 from hpt_jax.models.backbone import jit_once
-from hpt_jax.workdir import write_json
+from hpt_jax.workdir import whole, write_json
 
 VIEWED, PAIRS = 6, 2  # images of `views.png`, and how many (query, key) of each
 ASKED, NEAREST = 5, 5  # test images of `neighbours-*.png`, and how many neighbours of each
@@ -184,10 +183,8 @@ def montage(images: np.ndarray) -> Image.Image:
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    picture.save(temporary, format="png", optimize=True)
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        picture.save(temporary, format="png", optimize=True)
 
 
 @functools.cache

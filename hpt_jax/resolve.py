@@ -12,15 +12,17 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from hpt_jax import studies
+from hpt_jax import adapt, studies
+from hpt_jax.adapt import Inspect
 from hpt_jax.augment.policies import POLICIES, Policy
-from hpt_jax.config import SHARED, TEMPLATE_FIELDS, AdaptFields, Config, Stage
+from hpt_jax.config import SHARED, TEMPLATE_FIELDS, Config, Stage
 from hpt_jax.errors import Mistake, UserError, nearest
 from hpt_jax.validate import check, once, suggest
 
 _SECTION = "Write a dict of its fields."
 
-Inspect = Callable[[str], Mapping[str, Any] | None]
+# How a template's short-hand fields become stages, arms and the rest.
+_EXPAND: dict[str, Callable[..., None]] = {"adapt": adapt.expand, "study": studies.expand}
 
 
 def resolve(
@@ -59,8 +61,7 @@ def resolve(
         _resolve_stages(copy.deepcopy(raw), mistakes)
         if mistakes:  # a template must not compute with values of the wrong type
             raise UserError.of(mistakes)
-        expand = studies.expand if template == "study" else _adapt
-        expand(raw, built, inspect_data, inspect_weights)
+        _EXPAND[template](raw, built, inspect_data, inspect_weights)
     resolved = _resolve_stages(raw, mistakes)
     mistakes += check(resolved, alone=bool(mistakes))
     if mistakes:
@@ -298,55 +299,3 @@ def _fit(value: Any, hint: Any) -> tuple[Any] | None:
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return (float(value),) if abs(value) < float("inf") else None
     return (value,) if type(value) is hint else None
-
-
-# What a dry run assumes of images that are not there.
-_ABSENT_DATA = {
-    "images": 1000, "short_side": 224, "channels": 3, "labelled": False, "multi_label": False,
-}  # fmt: skip
-
-
-def _adapt(
-    raw: dict[str, Any], fields: AdaptFields, inspect_data: Inspect, inspect_weights: Inspect
-) -> None:
-    """Template 'adapt': one folder, one init, and what the data says of the rest."""
-    if not fields.data:
-        raise UserError("data", "", "a dataset", "Set it with --config.data=folder:PATH.")
-    data = inspect_data(fields.data) or _ABSENT_DATA
-    # Powers of two keep batches in even groups; a batch never exceeds the set.
-    raw["batch_size"] = raw["batch_size"] or max(
-        16, min(128, 2 ** (data["images"].bit_length() - 2))
-    )
-    raw["image_size"] = raw["image_size"] or max(32, min(224, round(data["short_side"] / 16) * 16))
-    model, moco = raw["model"], raw["moco"]
-    # Small, so that it runs on a laptop, where neither the user nor the checkpoint says otherwise.
-    known = {"channels": data["channels"], "arch": "resnet10", "width": 16, "stem_stride": 2}
-    known["stem"] = "small" if raw["image_size"] < 100 else "imagenet"
-    if fields.init != "random":
-        known |= inspect_weights(fields.init) or {}
-    for name in ("arch", "width", "stem", "stem_stride"):
-        model[name] = model[name] or known[name]
-    # Where some images are grey and some are not, all become what most pretrained models take.
-    raw["input"]["channels"] = raw["input"]["channels"] or known["channels"]
-    rate = 0.06 if fields.init == "random" else 0.03
-    raw["optimizer"]["learning_rate"] = raw["optimizer"]["learning_rate"] or rate
-    # A queue beyond the set would hold an image's own old keys as its negatives.
-    moco["queue_size"] = moco["queue_size"] or max(
-        raw["batch_size"], 2 ** (data["images"].bit_length() - 1)
-    )
-    raw["target"] = fields.data if data["labelled"] else ""
-    if data["multi_label"]:  # for which there is no other
-        raw["metric"] = "macro_auroc"
-    steps = fields.steps or max(100, min(5000, 40 * data["images"] // raw["batch_size"]))
-    raw["stages"] = {"adapted": {"dataset": fields.data, "steps": steps}}
-    raw["arms"] = {"T": ("adapted",)}
-    if fields.init != "random":
-        raw["stages"]["base"] = {"init": fields.init, "trainable": "nothing"}
-        raw["arms"] = {"B+T": ("base", "adapted")}
-    raw["export"] = raw["export"] or next(iter(raw["arms"]))
-    if data["labelled"] and fields.init == "random":  # what there was before, to measure against
-        raw["arms"] = {"random": ()} | raw["arms"]
-    elif data["labelled"]:
-        raw["stages"]["statistics"] = {"dataset": fields.data, "trainable": "statistics"}
-        before = {"B-direct": ("base",), "B": ("base", "statistics")}
-        raw["arms"] = before | raw["arms"]

@@ -187,9 +187,9 @@ def evaluate(
         center_crop=stage.config.input.center_crop,
         seed=stage.seed,
     )
-    pictures.write_neighbours(
-        folder.path / plan.neighbours_file(stage, asked), subject.features, data, stage.config
-    )
+    neighbours = folder.path / plan.neighbours_file(stage, asked)
+    if not neighbours.is_file():
+        pictures.write_neighbours(neighbours, subject.features, data, stage.config)
     for name in missing:
         steps = evaluations.steps(name, config, len(data.splits["train"]))
         with display.progress(f"{stage.id}: {name}", steps) as update:
@@ -229,7 +229,7 @@ def report(asked: plan.Plan, root: Path, display: Display) -> list[ResultRow]:
     mine = [row for row in rows if row.study == asked.config.name]
     if mine:
         display.console.print(tables.results_table(mine, list(asked.config.arms)))
-    made = page.write(root, asked.config.name)
+    made = page.write(root, rows, asked.config.name)
     display.line(f"results: {path}")
     display.line(f"report: {made}")
     return rows

@@ -7,20 +7,19 @@ analyses have has one name and one recipe, so that studies in one workdir share 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from hpt_jax.adapt import ARCHITECTURE, Inspect, fitting_batch, fitting_queue
+from hpt_jax.augment.policies import ROBUSTNESS
 from hpt_jax.config import ANALYSES, StudyFields
 from hpt_jax.data import SCHEMES
 from hpt_jax.errors import Mistake, UserError, nearest
 from hpt_jax.paper import DATASETS, TRIPLES
 
-Inspect = Callable[[str], Mapping[str, Any] | None]
 Arms = dict[str, tuple[str, ...]]
 _KINDS = " or ".join(f"{scheme}:..." for scheme in SCHEMES)
 
-# In the order of the paper's figure: each without one more operation or two.
-POLICIES: tuple[str, ...] = ("moco_v2", "no_grayscale", "no_color", "crop_blur", "crop")
 PERCENTS = (1, 10, 25, 100)  # of the target's images
 
 
@@ -139,8 +138,7 @@ def expand(
     known = {"channels": max(one["channels"] for one in facts.values())}
     if not _is_dataset(fields.base):
         known |= inspect_weights(fields.base) or {}
-    architecture = ("arch", "width", "stem", "stem_stride")
-    _fill(raw, {"model": {name: known[name] for name in architecture if name in known}})
+    _fill(raw, {"model": {name: known[name] for name in ARCHITECTURE if name in known}})
     # Where some images are grey and some are not, all become what the base takes.
     _fill(raw, {"input": {"channels": known["channels"]}})
     _fill(raw, scale.fields)
@@ -148,8 +146,7 @@ def expand(
     _fill(raw, {"evaluations": _evaluations(analysis, scale, facts[fields.target])})
     if fields.scale == "small":
         smallest = min(one["images"] for one in facts.values())
-        # Powers of two keep batches in even groups; a batch never exceeds the smallest set.
-        _fill(raw, {"batch_size": max(16, min(128, 2 ** (smallest.bit_length() - 2)))})
+        _fill(raw, {"batch_size": fitting_batch(smallest)})
     raw["stages"] = {
         name: _stage(name, fields, scale, raw, facts.get(getattr(fields, _role(name)), _ABSENT))
         for name in names
@@ -239,7 +236,7 @@ def _arms(analysis: str, fields: StudyFields) -> Arms:
             "B+S+T": ("base", "source", "target"),
         }
     if analysis == "augmentation_robustness":
-        varied, variants = target, POLICIES
+        varied, variants = target, tuple(ROBUSTNESS)
     elif analysis == "data_robustness":
         varied, variants = {**target, **bn}, tuple(f"{percent}%" for percent in PERCENTS)
     else:
@@ -261,7 +258,7 @@ def _arms(analysis: str, fields: StudyFields) -> Arms:
 
 def _variant(stage: str, variant: str) -> str:
     """A stage's name with its variant; the plain stage where that changes nothing."""
-    return stage if variant in (POLICIES[0], f"{PERCENTS[-1]}%") else f"{stage}@{variant}"
+    return stage if variant in (ROBUSTNESS[0], f"{PERCENTS[-1]}%") else f"{stage}@{variant}"
 
 
 def _role(name: str) -> str:
@@ -307,10 +304,9 @@ def _stage(
         continued = kind in ("target", "target_bn")
         stage["optimizer"] = {"learning_rate": scale.rates[continued]}
     if (raw.get("moco") or {}).get("queue_size") is None:
-        # A queue beyond the set would hold an image's own old keys as its negatives.
         queue = scale.largest_queue
         if fields.scale == "small":
-            queue = max(raw["batch_size"], min(queue, 2 ** (images.bit_length() - 1)))
+            queue = max(raw["batch_size"], min(queue, fitting_queue(images)))
         stage["moco"] = {"queue_size": queue}
     return stage
 

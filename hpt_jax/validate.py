@@ -98,8 +98,8 @@ def _check_top(config: Config, alone: bool) -> list[Mistake]:
         need(good, "evaluations", name, "a known evaluation", nearest(name, EVALUATIONS))
     _check_seeds(config.label_seeds, "label_seeds", need)
     need(config.metric in METRICS, "metric", config.metric, f"one of {METRICS}")
-    _check_seeds(config.linear_sgd.seeds, "linear_sgd.seeds", need)
     _check_probe(config.linear_sgd, "linear_sgd", need)
+    _check_linear_sgd(config.linear_sgd, need)
     _check_probe(config.finetune, "finetune", need)
     _check_finetune(config.finetune, checks)
     arm = config.export
@@ -259,11 +259,14 @@ def _check_probe(probe: LinearSGD | Finetune, at: str, need: Callable[..., None]
     need(0 < low <= high <= 1, f"{at}.crop_scale", probe.crop_scale, "0 < low <= high <= 1")
     share = probe.flip_probability
     need(0 <= share <= 1, f"{at}.flip_probability", share, "a number in [0, 1]")
-    if isinstance(probe, LinearSGD):
-        need(probe.steps >= 1, f"{at}.steps", probe.steps, "at least 1")
-        decays = probe.weight_decays
-        good = bool(decays) and min(decays) >= 0
-        need(good, f"{at}.weight_decays", decays, "at least one, each at least 0")
+
+
+def _check_linear_sgd(probe: LinearSGD, need: Callable[..., None]) -> None:
+    need(probe.steps >= 1, "linear_sgd.steps", probe.steps, "at least 1")
+    decays = probe.weight_decays
+    good = bool(decays) and min(decays) >= 0
+    need(good, "linear_sgd.weight_decays", decays, "at least one, each at least 0")
+    _check_seeds(probe.seeds, "linear_sgd.seeds", need)
 
 
 def _check_finetune(tuned: Finetune, checks: _Checks) -> None:

@@ -82,10 +82,17 @@ def check_root(folder: str | Path) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON by rename, so that the file is whole or absent."""
+    with whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yields where to write a file, which is then renamed to `path`: it is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Two runs may finish the same evaluation: neither may rename what the other is writing.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    yield temporary
     os.replace(temporary, path)
 
 

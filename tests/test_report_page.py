@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpt_jax.report import graph, page
+from hpt_jax.report import graph, page, results
 
 EVIL = "<script>alert(1)</script>\"'&"
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -158,7 +158,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(workdir: Path) -> Checked:
-    return Checked(page.write(workdir, "digits").read_text())
+    return Checked(page.write(workdir, results.collect(workdir), "digits").read_text())
 
 
 def test_the_page_asks_for_nothing_outside_itself(made: Checked) -> None:
@@ -190,7 +190,7 @@ def test_every_reference_inside_the_page_has_its_only_target(made: Checked) -> N
 
 def test_names_are_text_wherever_they_stand(tmp_path: Path) -> None:
     write_workdir(tmp_path, dataset=f"folder:{EVIL}", seeds=(0,))
-    made = Checked(page.write(tmp_path).read_text())
+    made = Checked(page.write(tmp_path, results.collect(tmp_path)).read_text())
     assert "script" not in {tag for tag, _ in made.elements}
     assert made.words.count(EVIL) > 30  # classes, the dataset's name, the config
 
@@ -240,7 +240,7 @@ def test_figures_lie_beside_the_page_as_png_and_svg(workdir: Path, made: Checked
 
 def test_the_same_results_give_the_same_page(workdir: Path, made: Checked) -> None:
     first = (workdir / "report/index.html").read_bytes()
-    assert page.write(workdir).read_bytes() == first
+    assert page.write(workdir, results.collect(workdir)).read_bytes() == first
 
 
 SMALL = ("neighbours-0.png", "views.png", "metrics.csv", "done.json")
@@ -266,7 +266,7 @@ def test_what_is_missing_leaves_the_rest(
     assert found
     for path in found:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert still_told in Checked(page.write(tmp_path).read_text()).words
+    assert still_told in Checked(page.write(tmp_path, results.collect(tmp_path)).read_text()).words
 
 
 def test_a_plan_of_an_earlier_version_still_has_a_page(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_plan_of_an_earlier_version_still_has_a_page(tmp_path: Path) -> None:
     for run in plan["runs"]:
         del run["neighbours"]
     (tmp_path / "plans/digits.json").write_text(json.dumps(plan))
-    made = Checked(page.write(tmp_path).read_text())
+    made = Checked(page.write(tmp_path, results.collect(tmp_path)).read_text())
     assert "No command is recorded" in made.words
     assert "one seed" in made.words
     assert "B 0 50.0 - 1 40.0" in made.words
@@ -285,7 +285,7 @@ def test_the_study_just_run_comes_first(tmp_path: Path) -> None:
     plan = write_workdir(tmp_path, seeds=(0,))
     for name in ("a_study", "z_study"):
         (tmp_path / "plans" / f"{name}.json").write_text(json.dumps(plan | {"study": name}))
-    words = Checked(page.write(tmp_path, "z_study").read_text()).words
+    words = Checked(page.write(tmp_path, results.collect(tmp_path), "z_study").read_text()).words
     assert re.search(r"z_study , a_study , digits", words)
 
 

@@ -53,6 +53,10 @@ POLICIES: dict[str, Policy] = {
 }
 
 
+# In the order of the paper's figure: each without one more operation or two.
+ROBUSTNESS = ("moco_v2", "no_grayscale", "no_color", "crop_blur", "crop")
+
+
 def for_channels(policy: Policy, channels: int) -> tuple[Policy, tuple[str, ...]]:
     """Switches off what has no meaning for images that are not RGB.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpt_jax.augment.policies import ROBUSTNESS
 from hpt_jax.report.tables import (
     ResultRow,
     Summary,
@@ -57,7 +58,6 @@ _STYLE: Any = {
     "axes.facecolor": "none",
     "svg.hashsalt": "hpt_jax",
 }
-POLICIES = ("moco_v2", "no_grayscale", "no_color", "crop_blur", "crop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,21 +85,22 @@ def _by_variant(pattern: str) -> Callable[[str, int], tuple[str, float | None]]:
     return place
 
 
-def _short(step: float) -> str:
+def short(step: float) -> str:
+    """A number of steps for where there is little room."""
     return f"{step / 1000:g}k" if step >= 1000 and step % 100 == 0 else f"{step:g}"
 
 
 STEPS = Axis(
     "pretraining steps on the target (logarithmic)",
     lambda arm, steps: (arm, float(steps) if steps else None),
-    _short,
+    short,
 )
 DATA = Axis(
     "share of the target's images (logarithmic)",
     _by_variant(r"(\d+(?:\.\d+)?)%"),
     lambda share: f"{share:g} %",
 )
-BASE = Axis("pretraining steps of the base (logarithmic)", _by_variant(r"base_(\d+)"), _short)
+BASE = Axis("pretraining steps of the base (logarithmic)", _by_variant(r"base_(\d+)"), short)
 
 
 def _styled(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -237,10 +238,10 @@ def draw_drops(
       ValueError: as `draw`.
     """
     rows, title, metric = _of_evaluation(rows, evaluation)
-    changes = drops(longest(rows), POLICIES[0])
+    changes = drops(longest(rows), ROBUSTNESS[0])
     if not changes:
-        raise ValueError(f"no arm has a variant {POLICIES[0]!r} to compare with")
-    policies = order_arms({row.arm.partition("@")[2] for row in changes}, POLICIES)
+        raise ValueError(f"no arm has a variant {ROBUSTNESS[0]!r} to compare with")
+    policies = order_arms({row.arm.partition("@")[2] for row in changes}, ROBUSTNESS)
     inits = list(dict.fromkeys(arm.partition("@")[0] for arm in arm_order if "@" in arm))
     inits = order_arms({row.arm.partition("@")[0] for row in changes}, inits)
     figure = _figure(6.4, 4.6)

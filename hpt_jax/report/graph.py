@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hpt_jax.report.figures import short
+
 WIDTH, HEIGHT, ACROSS, DOWN = 192, 44, 36, 12  # of a box, and the room between two, pixels
 _LETTERS, _SMALL = 24, 31  # that fit into a line of a box
 
@@ -99,13 +101,9 @@ def _words(facts: list[dict[str, Any]]) -> str:
     steps = sorted({fact["steps"] for fact in facts})
     seeds = {fact["seed"] for fact in facts}
     parts = [facts[0]["dataset"].rpartition(":")[2].rstrip("/").rpartition("/")[2]]
-    parts.append(facts[0]["how"] or f"{', '.join(_short(step) for step in steps)} steps")
+    parts.append(facts[0]["how"] or f"{', '.join(short(step) for step in steps)} steps")
     parts.append(f"{len(seeds)} seeds" if len(seeds) > 1 else "")
     return " · ".join(part for part in parts if part)
-
-
-def _short(step: int) -> str:
-    return f"{step // 1000}k" if step >= 1000 and step % 1000 == 0 else str(step)
 
 
 def _cut(text: str, letters: int = _LETTERS) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from hpt_jax.report import figures, graph, results
+from hpt_jax.augment.policies import ROBUSTNESS
+from hpt_jax.report import figures, graph
 from hpt_jax.report.tables import (
     ResultRow,
     Summary,
@@ -27,7 +27,7 @@ from hpt_jax.report.tables import (
     summarize,
 )
 from hpt_jax.telemetry.writers import read_metrics
-from hpt_jax.workdir import read_json, stage_folder
+from hpt_jax.workdir import read_json, stage_folder, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,11 +81,12 @@ _FILTERS = {
 }
 
 
-def write(root: Path, first: str = "") -> Path:
+def write(root: Path, rows: Sequence[ResultRow], first: str = "") -> Path:
     """Makes `report/index.html` and its figures again from whatever is finished.
 
     Args:
       root: the workdir.
+      rows: of its `results.csv`.
       first: the study that the page begins with.
 
     Returns:
@@ -95,7 +96,6 @@ def write(root: Path, first: str = "") -> Path:
 
     plans = [read_json(path) for path in sorted((root / "plans").glob("*.json"))]
     plans.sort(key=lambda plan: plan["study"] != first)
-    rows = results.collect(root)
     stages = _stages(root)
     here = Path(__file__).parent
     environment = jinja2.Environment(
@@ -114,10 +114,8 @@ def write(root: Path, first: str = "") -> Path:
         studies=studies, box_width=graph.WIDTH, box_height=graph.HEIGHT
     )
     path = root / "report" / "index.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 
@@ -189,7 +187,7 @@ def headlines(
     for place, name in enumerate(evaluations):
         mine = [row for row in rows if row.evaluation == name]
         if analysis == "augmentation_robustness":
-            if not any(row.arm.endswith(f"@{figures.POLICIES[0]}") for row in mine):
+            if not any(row.arm.endswith(f"@{ROBUSTNESS[0]}") for row in mine):
                 continue
             file, text, figure = "augmentation_drops", _DROPS, figures.draw_drops(mine, arms, name)
         else:

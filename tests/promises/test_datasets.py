@@ -228,6 +228,8 @@ def test_a_large_set_is_scanned_once(
     config.stages.target.steps = 2
     monkeypatch.setattr("hpt_jax.data.store.load", None)  # which reads every image
     run.run(config, tmp_path)
+    assert len(list((tmp_path / "scans").glob("*.npz"))) == 1
+    assert len(list((tmp_path / "stages").glob("target-*/done.json"))) == 2
 
 
 def test_a_set_larger_than_the_memory_it_may_take_stays_below_it(tmp_path: Path) -> None:
