@@ -81,7 +81,9 @@ class ResNet(nn.Module):
         for stage, blocks in enumerate(stages):
             for index in range(blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
-                x = block(x, self.width * 2**stage, stride, train, f"layer{stage + 1}_{index}")
+                name = f"layer{stage + 1}_{index}"
+                x = block(x, self.width * 2**stage, stride, train, name)
+                self.sow("intermediates", name, x)
         return x.astype(jnp.promote_types(jnp.float32, self.dtype)).mean((1, 2))
 
     def _conv(self, x: jax.Array, channels: int, kernel: int, stride: int, name: str) -> jax.Array:
