@@ -96,7 +96,7 @@ def outputs(model, image_size):
 
     features, variables = jax.eval_shape(run)
     modules = variables["intermediates"]
-    maps = {name: one["__call__"][0] for name, one in modules.items() if name != "__call__"}
+    maps = {name: one["__call__"][0] for name, one in modules.items() if isinstance(one, dict)}
     return features, maps, variables
 
 
