@@ -25,7 +25,14 @@ def outcome(package: Path, tests: tuple[str, ...]) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", *tests],
         cwd=PACKAGE.parent,
-        env={**os.environ, "PYTHONPATH": str(package.parent), "COLUMNS": "500"},
+        # Safe: the current folder, which has the package too, is not looked into. Wide: pytest
+        # would leave out why a test failed.
+        env={
+            **os.environ,
+            "PYTHONPATH": str(package.parent),
+            "PYTHONSAFEPATH": "1",
+            "COLUMNS": "400",
+        },
         capture_output=True,
         text=True,
     )
