@@ -13,6 +13,9 @@ from scenarios import PIXEL_MEAN, PIXEL_STD, Scenario
 from hpt_jax import moco
 from hpt_jax.models.resnet import ResNet
 
+# Its idle threads would wait by spinning, on cores that JAX and other tests work on.
+torch.set_num_threads(1)
+
 
 def trace(scenario: Scenario, dtype: torch.dtype = torch.float64) -> dict[str, np.ndarray]:
     """Every step of a scenario, by 'step/name'; in the given precision but for the views."""
