@@ -295,3 +295,15 @@ def test_fresh_backbones_are_kaiming_normal_over_the_fan_in_and_follow_their_key
 
     np.testing.assert_array_equal(stem_of(0), backbone.params["conv1"]["kernel"])
     assert (stem_of(1) != stem_of(0)).all()
+
+
+def test_a_fresh_head_is_kaiming_normal_with_biases_of_zero():
+    params = ProjectionHead(128).init(jax.random.key(0), jnp.zeros((1, 512)))["params"]
+    for layer, out in (("fc1", 512), ("fc2", 128)):
+        kernel = np.asarray(params[layer]["kernel"])
+        assert kernel.shape == (512, out)
+        # Four standard errors; a truncated normal of this variance would not reach 2.3.
+        scaled = kernel / np.sqrt(2 / 512)
+        np.testing.assert_allclose(scaled.std(), 1, atol=4 / np.sqrt(2 * scaled.size))
+        assert np.abs(scaled).max() > 2.6
+        np.testing.assert_array_equal(params[layer]["bias"], 0)
