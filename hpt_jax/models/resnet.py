@@ -66,7 +66,8 @@ class ResNet(nn.Module):
             collection 'batch_stats' to be mutable); else with the running ones.
 
         Returns:
-          [batch, features] in `promote_types(float32, dtype)`.
+          [batch, features] in `promote_types(float32, dtype)`. Every block's output is in the
+          collection 'intermediates' where that is asked for, by names like 'layer1_0'.
         """
         bottleneck, stages = ARCHITECTURES[self.arch]
         x = x.astype(self.dtype)

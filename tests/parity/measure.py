@@ -2,7 +2,7 @@
 
     python tests/parity/measure.py
 
-prints the table of docs/fidelity.md, in two minutes; needs the extra `torch`. Errors are relative
+prints the table of docs/fidelity.md, in four minutes; needs the extra `torch`. Errors are relative
 L2 errors against PyTorch in double precision, of the worst tensor.
 """
 
