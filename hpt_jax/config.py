@@ -115,7 +115,7 @@ class Finetune:
     batch_size: int = 256
     bn_groups: int = 4  # of a batch
     weight_decay: float = 0.0
-    drops: tuple[float, ...] = (0.3333, 0.6667)  # shares of the steps, each a tenfold fall
+    drops: tuple[float, ...] = (1 / 3, 2 / 3)  # shares of the steps, each a tenfold fall
     eval_every: int = 100  # steps between two scores on validation
     crop_scale: tuple[float, float] = (0.08, 1.0)  # of RandomResizedCrop, shares of the area
     flip_probability: float = 0.5

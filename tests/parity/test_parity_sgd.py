@@ -58,6 +58,7 @@ def test_the_rate_of_every_step_is_torchs_cosine(steps: int) -> None:
         (Finetune(), 2500, (833, 1667)),
         (Finetune(), 90 * 4, (30 * 4, 60 * 4)),  # 90 epochs of 1000 images at batch 256
         (Finetune(), 90 * 74, (30 * 74, 60 * 74)),  # of RESISC's 18,900
+        (Finetune(), 90 * 324, (30 * 324, 60 * 324)),  # of COCO's 82,783
     ],
 )
 def test_rates_drop_where_torchs_do(
