@@ -287,17 +287,24 @@ def info_nce(
       The loss, and metrics: 'loss', 'accuracy' (the positive beats every negative),
       'positive_similarity' and 'negative_similarity' (mean cosines).
     """
-    positive = jnp.sum(queries * positives, -1)
-    negative = queries @ queue.T
-    logits = jnp.concatenate([positive[:, None], negative], 1) / temperature
-    loss = jnp.mean(jax.nn.logsumexp(logits, 1) - logits[:, 0])
+    scores = logits(queries, positives, queue, temperature)
+    positive, negative = scores[:, 0], scores[:, 1:]
+    loss = jnp.mean(jax.nn.logsumexp(scores, 1) - positive)
     metrics = {
         "loss": loss,
         "accuracy": jnp.mean(positive > negative.max(1), dtype=positive.dtype),
-        "positive_similarity": positive.mean(),
-        "negative_similarity": negative.mean(),
+        "positive_similarity": temperature * positive.mean(),
+        "negative_similarity": temperature * negative.mean(),
     }
     return loss, lax.stop_gradient(metrics)
+
+
+def logits(
+    queries: jax.Array, positives: jax.Array, queue: jax.Array, temperature: float
+) -> jax.Array:
+    """Similarities over the temperature, [n, 1 + queue_size], the positive's first."""
+    positive = jnp.sum(queries * positives, -1, keepdims=True)
+    return jnp.concatenate([positive, queries @ queue.T], 1) / temperature
 
 
 def momentum_update(key_params: Any, query_params: Any, momentum: float) -> Any:

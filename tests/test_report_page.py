@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpt_jax.report import graph, page, results
+from hpt_jax.report import graph, page, results, tables
 
 EVIL = "<script>alert(1)</script>\"'&"
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -207,6 +207,17 @@ def test_tables_hold_what_numpy_and_scipy_find(made: Checked) -> None:
     bold = [attributes for tag, attributes in made.elements if attributes.get("class") == "best"]
     assert len(bold) == 2
     assert "Best on validation: B+T after 100 steps on the target, 72.0 ± 1.0 %" in made.words
+
+
+def test_the_page_names_the_best_on_validation_though_another_is_better_on_test() -> None:
+    scores = {"T": {"val": 0.6, "test": 0.9}, "B+T": {"val": 0.7, "test": 0.5}}
+    rows = [
+        tables.ResultRow("s", arm, arm, "d", 10, "linear", "top1", split, score, 0, "val", "c")
+        for arm, splits in scores.items()
+        for split, score in splits.items()
+    ]
+    finding = page._finding(rows, ["linear"])
+    assert [(one.arm, one.mean) for one in finding["best"]] == [("B+T", 0.5)]
 
 
 def test_subsets_command_data_and_times_are_told(made: Checked) -> None:

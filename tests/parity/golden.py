@@ -2,8 +2,8 @@
 
     python tests/parity/golden.py
 
-makes them anew; needs the extra `torch`. What changes then has changed in the oracle or in the
-inputs, for nothing of hpt_jax's training is in them.
+makes them anew; needs the extra `torch`. Of hpt_jax they have the draws of the augmentation, which
+are inputs, and nothing else.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import numpy as np
 import ours
 import resnets
 import scenarios
+import supervised
 import theirs
 import torch
 from compare import Trace, errors
@@ -39,8 +40,8 @@ def worst(found: Trace, expected: Trace) -> float:
 
 def row(what: str, double: Trace, single: Trace, torchs_single: Trace, expected: Trace) -> str:
     """A line of the table."""
-    three = (worst(found, expected) for found in (double, single, torchs_single))
-    return f"| {what} | " + " | ".join(f"{error:.0e}" for error in three) + " |"
+    found = (double, single, torchs_single)
+    return f"| {what} | " + " | ".join(f"{worst(one, expected):.0e}" for one in found) + " |"
 
 
 def of_resnets() -> Iterator[str]:
@@ -50,8 +51,8 @@ def of_resnets() -> Iterator[str]:
         given = (
             (*resnets.our_maps(arch), resnets.our_gradients(arch)),
             (*resnets.our_maps(arch, "float32"), resnets.our_gradients(arch, "float32")),
-            (*torchs(arch, torch.float32),),
-            (*torchs(arch, torch.float64),),
+            torchs(arch, torch.float32),
+            torchs(arch, torch.float64),
         )
         for name, *traces in zip((*names, "every gradient"), *given, strict=True):
             yield row(f"{arch}: {name}", *traces)
@@ -80,13 +81,33 @@ def of_steps(name: str, scenario: Scenario) -> Iterator[str]:
                 yield row(f"{name}, step {step + 1}: {part}", *selected)
 
 
+def of_supervised() -> Iterator[str]:
+    """Rows on the paper's probe and on fine-tuning."""
+    for several in (False, True):
+        labels = "several labels" if several else "one label"
+        yield row(
+            f"probe, {supervised.PROBE_STEPS} steps, {labels}",
+            supervised.our_probes(several),
+            supervised.our_probes(several, "float32"),
+            supervised.torchs_probes(several, torch.float32),
+            supervised.torchs_probes(several),
+        )
+        yield row(
+            f"fine-tuning, {supervised.FINETUNE_STEPS} steps, {labels}",
+            supervised.our_finetuning(several, 0.0),
+            supervised.our_finetuning(several, 0.0, dtype="float32"),
+            supervised.torchs_finetuning(several, 0.0, torch.float32),
+            supervised.torchs_finetuning(several, 0.0),
+        )
+
+
 def main() -> None:
     """Prints the table, line by line."""
     print("| what | float64 | float32 | PyTorch's float32 |\n|---|---|---|---|")
-    for line in of_resnets():
+    for line in (*of_resnets(), *of_supervised()):
         print(line, flush=True)
     trainings = {
-        "MoCo-v2, ResNet-50": Scenario("resnet50", 64, "imagenet", 64),
+        "MoCo-v2, ResNet-50": scenarios.FULL_SIZE["resnet50"],
         "HPT-BN": scenarios.GOLDEN["hpt_bn"],
         "`statistics`": scenarios.GOLDEN["statistics"],
     }

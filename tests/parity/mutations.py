@@ -224,6 +224,47 @@ MUTATIONS = (
         (_MOCO,),
     ),
     Mutation(
+        "the max-pool is padded as XLA's SAME",
+        "models/resnet.py",
+        (("(2, 2), ((1, 1), (1, 1))", '(2, 2), "SAME"'),),
+        (_MOCO,),
+    ),
+    Mutation(
+        "the ratio of crops is uniform, not log-uniform",
+        "augment/geometric.py",
+        (
+            ("np.sqrt(area * np.exp(-log_ratio))", "np.sqrt(area / (1 + log_ratio))"),
+            ("np.sqrt(area * np.exp(log_ratio))", "np.sqrt(area * (1 + log_ratio))"),
+        ),
+        ("tests/test_augment_geometric.py::test_boxes_are_distributed_as_torchvisions[size1]",),
+    ),
+    Mutation(
+        "the probe's rate drops one step late",
+        "evaluate/linear_sgd.py",
+        (("step >= round", "step > round"),),
+        ("tests/test_evaluate_linear_sgd.py::test_the_rate_drops_where_the_authors_code_drops_it",),
+    ),
+    Mutation(
+        "a loss of several labels is summed over classes",
+        "evaluate/linear_sgd.py",
+        (
+            (
+                "optax.sigmoid_binary_cross_entropy(logits, labels).mean()",
+                "optax.sigmoid_binary_cross_entropy(logits, labels).sum(1).mean()",
+            ),
+        ),
+        (
+            "tests/test_evaluate_linear_sgd.py::"
+            "test_the_probe_is_plain_sgd_kept_at_its_best_step_of_the_second_half[True]",
+        ),
+    ),
+    Mutation(
+        "fine-tuning's head has the backbone's rate",
+        "evaluate/finetune.py",
+        (("rate * head_multiplier", "rate"),),
+        ("tests/test_evaluate_evaluations.py::test_finetuning_is_sgd_with_a_faster_head",),
+    ),
+    Mutation(
         "HPT-BN trains scales without biases",
         "moco.py",
         (('k[-1] in ("scale", "bias")', 'k[-1] == "scale"'),),

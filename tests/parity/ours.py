@@ -20,6 +20,9 @@ from hpt_jax.parallel import make_devices
 from hpt_jax.weights.export import flatten
 from hpt_jax.weights.load import Weights, fill
 
+_HEAD = {"fc1": "0", "fc2": "2"}  # our name of a layer of the head -> the oracle's
+_INFO_NCE = moco.info_nce
+
 
 def trace(scenario: Scenario, dtype: str = "float64") -> dict[str, np.ndarray]:
     """Every step of a scenario, by 'step/name'; the names after it are the oracle's."""
@@ -89,9 +92,6 @@ def _initial(method: ModuleType, settings: Any, scenario: Scenario) -> Any:
     return dataclasses.replace(state, rng=rng, head=head, key_params=key_params, queue=queue)
 
 
-_HEAD = {"fc1": "0", "fc2": "2"}
-
-
 def _batch(method: ModuleType, batch: scenarios.Batch) -> dict[str, np.ndarray]:
     if method is not moco:
         return {"image": batch.query}
@@ -118,11 +118,7 @@ def _named(state: moco.State) -> dict[str, np.ndarray]:
 def _with_logits(
     queries: jax.Array, positives: jax.Array, queue: jax.Array, temperature: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`moco.info_nce`, which keeps what it computes the loss from to itself."""
+    """`moco.info_nce`, with the logits among its metrics."""
     loss, metrics = _INFO_NCE(queries, positives, queue, temperature)
-    positive = jnp.sum(queries * positives, -1, keepdims=True)
-    logits = jnp.concatenate([positive, queries @ queue.T], 1) / temperature
+    logits = moco.logits(queries, positives, queue, temperature)
     return loss, {**metrics, "logits": jax.lax.stop_gradient(logits)}
-
-
-_INFO_NCE = moco.info_nce

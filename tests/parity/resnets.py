@@ -57,7 +57,6 @@ def our_maps(arch: str, dtype: str = "float64") -> tuple[Trace, Trace, Trace]:
         return _as_torch(evaluation), _as_torch(training[0]), _named(batch_stats)
 
 
-@functools.cache
 def our_gradients(arch: str, dtype: str = "float64") -> Trace:
     """Of a weighted sum of the features in training mode, for every parameter."""
     with jax.enable_x64(dtype == "float64"):

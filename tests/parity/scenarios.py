@@ -59,6 +59,7 @@ class Scenario:
         )
 
 
+FULL_SIZE = {arch: Scenario(arch, 64, "imagenet", 64) for arch in ("resnet18", "resnet50")}
 # Narrow enough for their traces to be kept as files.
 GOLDEN = {
     "moco": Scenario("resnet18", 2, "imagenet", 64),

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageFilter
 from scipy import stats
 
-from hpt_jax.augment import geometric, photometric, policies, views
+from hpt_jax.augment import geometric, photometric, views
 from hpt_jax.augment.policies import POLICIES, Policy
 from hpt_jax.data import order
 
@@ -173,6 +173,23 @@ def test_crops_are_torchvisions() -> None:
         assert np.abs(found - 255 * array(exact)).max() <= 0.5 + 1e-3
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "largest", "mean"),
+    [(256, 300, 0, 0), (310, 256, 0, 0), (200, 260, 24, 0.7)],
+)
+def test_the_evaluation_view_is_torchvisions(
+    height: int, width: int, largest: float, mean: float
+) -> None:
+    """Short side to 256, central 224: nothing is resized where the short side is 256 as stored."""
+    image = picture(6, height, width)
+    [box] = geometric.center_crop_boxes(np.array([(height, width)]), 7 / 8)
+    found = double(lambda x: geometric.crop_and_resize(x, box, 224, jnp.float64), image)
+    resized = F.resize(Image.fromarray(image), 256)
+    difference = np.abs(found.astype(int) - np.asarray(F.center_crop(resized, 224), int))
+    assert difference.max() <= largest
+    assert difference.mean() <= mean
+
+
 def test_flip_and_normalisation_are_torchvisions() -> None:
     image, mean, std = picture(5, 9, 8), [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
     flipped = double(geometric.flip, image / 255, True)
@@ -314,7 +331,7 @@ def test_operations_are_as_frequent_as_the_originals(name: str, rate: float) -> 
 def test_crops_are_distributed_as_torchvisions(
     size: tuple[int, int], scale: tuple[float, float]
 ) -> None:
-    ratio = policies.Policy().crop_ratio
+    ratio = (3 / 4, 4 / 3)
     draws = order.uniforms(5, 7, 1, (COUNT, geometric.BOX_DRAWS))
     ours = geometric.random_resized_crop_boxes(draws, np.tile(size, (COUNT, 1)), scale, ratio)
     torch.manual_seed(2)

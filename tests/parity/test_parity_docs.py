@@ -1,4 +1,4 @@
-"""docs/fidelity.md names tests that there are, and the mistakes that are tried."""
+"""docs/fidelity.md names tests that exist (not more than that), and the mistakes that are tried."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ours
 import pytest
+import scenarios
 from compare import TEN_STEPS, assert_close
-from scenarios import Scenario
 
 pytest.importorskip("torch")
 import theirs
@@ -13,7 +13,7 @@ import theirs
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("arch", scenarios.FULL_SIZE)
 def test_ten_full_size_steps_equal_pytorchs_at_every_step(arch: str) -> None:
-    scenario = Scenario(arch, 64, "imagenet", 64)
+    scenario = scenarios.FULL_SIZE[arch]
     assert_close(ours.trace(scenario), theirs.trace(scenario), TEN_STEPS)

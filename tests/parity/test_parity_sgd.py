@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import ours
 import pytest
 import scenarios
-from compare import OUTPUTS, TEN_STEPS, Trace, assert_close
+from compare import OUTPUTS, TEN_STEPS, assert_close
 
 from hpt_jax import moco, pretrain
 from hpt_jax.config import Finetune, LinearSGD, Optimizer, Stage
-from hpt_jax.evaluate import finetune, linear_sgd
+from hpt_jax.evaluate import linear_sgd
 from hpt_jax.models.resnet import ResNet
-from hpt_jax.parallel import make_devices
 
 torch = pytest.importorskip("torch")
-import oracle  # noqa: E402
-import theirs  # noqa: E402
+import supervised  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("optimized")]
-
-CLASSES = 5
 
 
 def rates(scheduler: Any, steps: int) -> np.ndarray:
@@ -92,132 +86,36 @@ def test_pretraining_steps_are_torchs_sgd(decay: float) -> None:
 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_the_papers_probe_is_torchs_sgd(multi_label: bool) -> None:
-    """Rate 30 and another, without decay and with it, side by side, across both drops."""
-    steps, rng = 60, np.random.default_rng(1)
-    features = np.maximum(rng.normal(size=(steps, 32, 48)), 0)
-    shape = (steps, 32, CLASSES) if multi_label else (steps, 32)
-    labels = rng.integers(2 if multi_label else CLASSES, size=shape)
-    start = {"weights": 0.01 * rng.normal(size=(48, CLASSES)), "bias": np.zeros(CLASSES)}
-    grid = [(30.0, 0.0), (30.0, 1e-4), (0.3, 0.01)]
-    with jax.enable_x64(True):
-        probes = jax.tree.map(lambda one: jnp.asarray([one] * len(grid)), start)
-        state = (probes, jax.tree.map(jnp.zeros_like, probes))
-        update, losses = linear_sgd._update(), []
-        base, decays = np.array(grid).T
-        for step in range(steps):
-            rate = base * linear_sgd.drop(LinearSGD(), step, steps)
-            state, loss = update(state, features[step], labels[step], rate, decays)
-            losses.append(loss)
-        found = {**state[0], "losses": np.array(losses).T}
-    for number, (rate, decay) in enumerate(grid):
-        expected = torchs_probe(features, labels, start, rate, decay)
-        own = {name: np.asarray(value[number]) for name, value in found.items()}
-        assert_close(own, expected, OUTPUTS)
-
-
-def torchs_probe(
-    features: np.ndarray, labels: np.ndarray, start: Trace, rate: float, decay: float
-) -> Trace:
-    linear = torch.nn.Linear(*start["weights"].shape).double()
-    given = {"weight": start["weights"].T.copy(), "bias": start["bias"]}
-    theirs.fill(linear, given)
-    optimizer = torch.optim.SGD(linear.parameters(), rate, momentum=0.9, weight_decay=decay)
-    # The default's shares of 60 steps.
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, (20, 40))
-    losses = []
-    for x, y in zip(*map(torch.from_numpy, (features, labels)), strict=True):
-        if y.ndim == 2:
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(linear(x), y.double())
-        else:
-            loss = torch.nn.functional.cross_entropy(linear(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-    weights, bias = (one.detach().numpy() for one in (linear.weight, linear.bias))
-    return {"weights": weights.T, "bias": bias, "losses": np.array(losses)}
-
-
-FINETUNE = dataclasses.replace(Finetune(), weight_decay=1e-3)
-FINETUNE_STEPS, RATE = 6, 0.01
-
-
-@pytest.mark.parametrize("devices", [1, 2])
-def test_finetuning_steps_are_torchs(devices: int) -> None:
-    """Every parameter and running statistic after each of six steps, across both drops."""
-    found, expected = our_finetuning(devices), torchs_finetuning()
-    first = [{n: v for n, v in one.items() if n.startswith("0/")} for one in (found, expected)]
-    assert_close(*first, OUTPUTS)
+    found, expected = supervised.our_probes(multi_label), supervised.torchs_probes(multi_label)
     assert_close(found, expected, TEN_STEPS)
 
 
-def labelled_images() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each step: images u8[n, s, s, 3], whether to mirror them, their labels."""
-    rng = np.random.default_rng(2)
-    return [
-        (
-            rng.integers(256, size=(16, 64, 64, 3), dtype=np.uint8),
-            rng.random(16) < 0.5,
-            rng.integers(CLASSES, size=16, dtype=np.int32),
-        )
-        for _ in range(FINETUNE_STEPS)
-    ]
-
-
-def our_finetuning(count: int) -> Trace:
-    devices, made = make_devices(count), {}
-    with jax.enable_x64(True):
-        layout = devices.group_layout(FINETUNE.bn_groups)
-        model = ResNet("resnet18", 8, dtype=jnp.float64, layout=layout)
-        backbone = ours.load(model, scenarios.tensors(model, seed=1))
-        head = {"weights": jnp.asarray(head_of_start()), "bias": jnp.zeros(CLASSES)}
-        classifier = finetune.Classifier(backbone, head)
-        state = devices.replicate((classifier, finetune._no_momentum(classifier)))
-        step = finetune._compiled(model, FINETUNE.weight_decay, FINETUNE.head_multiplier, devices)
-        for index, (images, flip, labels) in enumerate(labelled_images()):
-            batch = devices.shard({"image": images, "flip": flip, "label": labels})
-            rate = np.float64(RATE * linear_sgd.drop(FINETUNE, index, FINETUNE_STEPS))
-            state, loss = step(state, batch, rate)
-            named = ours.named_backbone(state[0].backbone)
-            found = {"loss": loss, **{f"0.{name}": value for name, value in named.items()}}
-            found |= {"1.weight": state[0].head["weights"].T, "1.bias": state[0].head["bias"]}
-            made |= {f"{index}/{name}": np.asarray(value) for name, value in found.items()}
-    return made
-
-
-def torchs_finetuning() -> Trace:
-    backbone = theirs.load("resnet18", 8, "imagenet", seed=1)
-    linear = torch.nn.Linear(backbone.features, CLASSES).double()
-    theirs.fill(linear, {"weight": head_of_start().T.copy(), "bias": np.zeros(CLASSES)})
-    groups = oracle.Ranks(torch.nn.Sequential(backbone, linear), FINETUNE.bn_groups)
-    optimizer = torch.optim.SGD(
-        [{"params": backbone.parameters()}, {"params": linear.parameters(), "lr": 100 * RATE}],
-        RATE,
-        momentum=0.9,
-        weight_decay=FINETUNE.weight_decay,
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_trained_probe_is_torchs_to_single_precision(multi_label: bool) -> None:
+    """At a rate that does not amplify rounding; at 30 PyTorch's own can be off by percents."""
+    features, labels = supervised.features_and_labels(multi_label)
+    features, steps = features.astype(np.float32), supervised.PROBE_STEPS
+    settings = LinearSGD(
+        steps=steps, learning_rates=(0.003,), weight_decays=(0.01,), eval_every=steps
     )
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, (2, 4))
-    mean, std = (
-        one.astype(np.float32).astype(np.float64)
-        for one in (scenarios.PIXEL_MEAN, scenarios.PIXEL_STD)
+    ((probe, _),) = linear_sgd.train(
+        zip(features, labels, strict=True),
+        features[0],
+        labels[0],
+        supervised.CLASSES,
+        "macro_auroc" if multi_label else "top1",
+        settings,
+        seed=0,
     )
-    made = {}
-    for index, (images, flip, labels) in enumerate(labelled_images()):
-        mirrored = np.stack(
-            [image[:, ::-1] if yes else image for image, yes in zip(images, flip, strict=True)]
-        )
-        views = torch.from_numpy((mirrored / 255 - mean) / std).permute(0, 3, 1, 2)
-        logits = groups(views)
-        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).long())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        found = {"loss": loss.detach().numpy(), **groups.tensors()}
-        made |= {f"{index}/{name}": value for name, value in found.items()}
-    return made
+    start = linear_sgd.init((0, 0), features.shape[-1], supervised.CLASSES)
+    weights = np.asarray(start["weights"], np.float64)
+    expected = supervised.torchs_probe((features, labels), weights, 0.003, 0.01)
+    assert_close(probe, {name: expected[name].astype(np.float32) for name in probe}, 1e-4)
 
 
-def head_of_start() -> np.ndarray:
-    return 0.01 * np.random.default_rng(3).normal(size=(64, CLASSES))
+@pytest.mark.parametrize(("multi_label", "decay", "devices"), [(False, 1e-3, 1), (True, 0.0, 2)])
+def test_finetuning_steps_are_torchs(multi_label: bool, decay: float, devices: int) -> None:
+    found = supervised.our_finetuning(multi_label, decay, devices)
+    expected = supervised.torchs_finetuning(multi_label, decay)
+    assert_close(scenarios.of_step(found, 0), scenarios.of_step(expected, 0), OUTPUTS)
+    assert_close(found, expected, TEN_STEPS)
