@@ -15,7 +15,7 @@ from hpt_jax.augment.policies import ROBUSTNESS
 from hpt_jax.config import ANALYSES, StudyFields
 from hpt_jax.data import SCHEMES
 from hpt_jax.errors import Mistake, UserError, nearest
-from hpt_jax.paper import DATASETS, TRIPLES
+from hpt_jax.paper import DATASETS, TRIPLES, Triple
 
 Arms = dict[str, tuple[str, ...]]
 _KINDS = " or ".join(f"{scheme}:..." for scheme in SCHEMES)
@@ -36,6 +36,9 @@ class Scale:
         learned already.
       labels: of the semi-supervised probes, where there are not more classes.
       probes: the other evaluations, the figures' first.
+      tunes_sequential: whether sequential pretraining is judged by fine-tuning too.
+      one_base: whether all seeds start from one base and one source, as from public checkpoints;
+        else each seed has its own, so that the spread over seeds is the whole hierarchy's.
     """
 
     fields: Mapping[str, Any]
@@ -45,35 +48,40 @@ class Scale:
     rates: tuple[float, float]
     labels: int
     probes: tuple[str, ...]
+    tunes_sequential: bool
+    one_base: bool
 
 
 SCALES = {
-    # As configs/aerial.py, which was measured.
+    # What docs/reproduction.md was measured with.
     "small": Scale(
         fields=dict(
             image_size=32,
             seeds=(0, 1, 2),
             model=dict(arch="resnet10", width=16, stem="small"),
             moco=dict(momentum=0.99),  # the key encoder has hundreds of steps, not thousands
-            finetune=dict(steps=(200,), epochs=(), batch_size=64, bn_groups=1, eval_every=20),
+            finetune=dict(steps=(100,), epochs=(), batch_size=64, bn_groups=1, eval_every=20),
             save_every_minutes=1.0,
         ),
         budgets=dict(
             base_steps=(1000,),
-            source_steps=600,
-            source_scratch_steps=600,
-            steps=(300,),
-            scratch_steps=(300,),
-            bn_steps=(300,),
+            source_steps=400,
+            source_scratch_steps=400,
+            steps=(200,),
+            scratch_steps=(200,),
+            bn_steps=(200,),
         ),
         budgets_of={
-            "separability": dict(steps=(10, 30, 100, 300), scratch_steps=(100, 300, 900)),
+            # 1,600 from scratch are what base, source and target take together.
+            "separability": dict(steps=(10, 50, 200), scratch_steps=(50, 200, 600, 1600)),
             "base_quality": dict(base_steps=(100, 300, 1000)),
         },
         largest_queue=4096,
-        rates=(0.06, 0.03),
+        rates=(0.12, 0.06),
         labels=100,
         probes=("linear", "knn"),
+        tunes_sequential=False,  # for it would take longer than all else in that study
+        one_base=False,
     ),
     "paper": Scale(
         fields={},  # the defaults are the paper's
@@ -97,6 +105,8 @@ SCALES = {
         rates=(0.03, 0.03),
         labels=1000,
         probes=("linear_sgd", "linear"),
+        tunes_sequential=True,
+        one_base=True,
     ),
 }
 
@@ -130,20 +140,23 @@ def expand(
     fields = dataclasses.replace(
         fields, **{name: getattr(fields, name) or value for name, value in budgets.items()}
     )
+    triple = TRIPLES.get(fields.triple)
     arms = _arms(analysis, fields)
     names = dict.fromkeys(name for arm in arms.values() for name in arm)  # each once, in order
     roles = {_role(name) for name in names} | {"target"}
     sets = [getattr(fields, role) for role in ("base", "source", "target") if role in roles]
     facts = {name: inspect_data(name) or _ABSENT for name in sets if _is_dataset(name)}
-    known = {"channels": max(one["channels"] for one in facts.values())}
+    most = max(one["channels"] for one in facts.values())
+    known = {"channels": (triple and triple.channels) or most}
     if not _is_dataset(fields.base):
         known |= inspect_weights(fields.base) or {}
     _fill(raw, {"model": {name: known[name] for name in ARCHITECTURE if name in known}})
     # Where some images are grey and some are not, all become what the base takes.
     _fill(raw, {"input": {"channels": known["channels"]}})
     _fill(raw, scale.fields)
-    _fill(raw, _of_target(fields, facts[fields.target]))
-    _fill(raw, {"evaluations": _evaluations(analysis, scale, facts[fields.target])})
+    _fill(raw, {"name": f"{fields.triple}_{analysis}" if triple else analysis})
+    _fill(raw, _of_target(fields, triple, facts[fields.target]))
+    _fill(raw, {"evaluations": _evaluations(analysis, scale, triple, facts[fields.target])})
     if fields.scale == "small":
         smallest = min(one["images"] for one in facts.values())
         _fill(raw, {"batch_size": fitting_batch(smallest)})
@@ -153,8 +166,11 @@ def expand(
     }
     raw["arms"] = arms
     raw["target"] = fields.target
-    # A public base is one model, however many seeds the target has.
-    raw["shared_stages"] = tuple(name for name in names if _role(name) != "target")
+    if raw.get("shared_stages") is None:
+        shared = [name for name in names if _role(name) != "target"]
+        if not scale.one_base:  # a checkpoint is one model, however many seeds the target has
+            shared = [name for name in shared if name == "base" and not _is_dataset(fields.base)]
+        raw["shared_stages"] = tuple(shared)
 
 
 def _checked(fields: StudyFields, analysis: str, inspect_weights: Inspect) -> StudyFields:
@@ -176,8 +192,7 @@ def _checked(fields: StudyFields, analysis: str, inspect_weights: Inspect) -> St
     if triple and triple not in TRIPLES:
         mistakes.append(Mistake("triple", triple, "a known triple", nearest(triple, TRIPLES)))
     elif triple:
-        named = dict(zip(("base", "source", "target"), TRIPLES[triple], strict=True))
-        given = {role: name or named[role] for role, name in given.items()}
+        given = {role: name or getattr(TRIPLES[triple], role) for role, name in given.items()}
     for role, name in given.items():
         fix = f"Set --config.{role}=folder:PATH."
         if not name and triple in ("", *TRIPLES):
@@ -202,7 +217,7 @@ def _checked(fields: StudyFields, analysis: str, inspect_weights: Inspect) -> St
         mistakes.append(Mistake("base_steps", fields.base_steps, expected, fix))
     if mistakes:
         raise UserError.of(mistakes)
-    return dataclasses.replace(fields, **dict[str, Any](given))
+    return dataclasses.replace(fields, triple=triple, **dict[str, Any](given))
 
 
 def _is_dataset(name: str) -> bool:
@@ -228,9 +243,9 @@ def _arms(analysis: str, fields: StudyFields) -> Arms:
         return {
             **random,
             **base,
-            "S": ("source_scratch",),
+            "S": ("source_scratch", "target_statistics"),
             "T": ("scratch",),
-            "B+S": ("base", "source"),
+            "B+S": ("base", "source", "target_statistics"),
             "B+T": ("base", "target"),
             "S+T": ("source_scratch", "target"),
             "B+S+T": ("base", "source", "target"),
@@ -311,21 +326,27 @@ def _stage(
     return stage
 
 
-def _of_target(fields: StudyFields, facts: Mapping[str, Any]) -> dict[str, str]:
-    """Metric and domain: the paper's of its own datasets, else by the labels."""
+def _of_target(
+    fields: StudyFields, triple: Triple | None, facts: Mapping[str, Any]
+) -> dict[str, str]:
+    """Metric and domain: the paper's of its own datasets, the triple's, else by the labels."""
     for one in DATASETS.values():
         if one.dataset == fields.target:
             return {"metric": one.metric, "domain": one.domain}
-    return {"metric": "macro_auroc" if facts["multi_label"] else "top1"}
+    by_labels = "macro_auroc" if facts["multi_label"] else "top1"
+    return {"metric": (triple and triple.metric) or by_labels}
 
 
-def _evaluations(analysis: str, scale: Scale, facts: Mapping[str, Any]) -> tuple[str, ...]:
+def _evaluations(
+    analysis: str, scale: Scale, triple: Triple | None, facts: Mapping[str, Any]
+) -> tuple[str, ...]:
     labels = max(scale.labels, facts["classes"])  # at least one of each
     if analysis == "semi_supervised":
         return (f"finetune_{labels}", f"linear_{labels}")
-    if analysis == "sequential":
-        return (*scale.probes, f"finetune_{labels}")
-    return scale.probes
+    probes = (triple and triple.probes) or scale.probes
+    if analysis == "sequential" and scale.tunes_sequential:
+        return (*probes, f"finetune_{labels}")
+    return probes
 
 
 def _fill(raw: dict[str, Any], values: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ FACTS = {
     "folder:source": {"images": 8_000, "channels": 3, "classes": 30, "multi_label": False},
     "folder:target": {"images": 1_400, "channels": 3, "classes": 7, "multi_label": False},
 }
+ROLES = ("base", "source", "source_scratch", "target", "scratch")
 MINE = ("base=folder:base", "source=folder:source", "target=folder:target")
 
 
@@ -42,7 +43,7 @@ def mistakes(analysis, *overrides):
 def test_each_analysis_has_a_config_named_after_it():
     assert {path.stem for path in CONFIGS.glob("*.py")} == set(ANALYSES)
     for analysis in ANALYSES:
-        resolved = resolve(analysis)
+        resolved = resolve(analysis, *MINE)
         assert (resolved.name, resolved.analysis) == (analysis, analysis)
 
 
@@ -60,7 +61,7 @@ def test_every_triple_dry_runs_at_both_scales(analysis, triple, scale, tmp_path)
     assert run.run(config, tmp_path / "w", overrides, Lines()) == []
     assert not (tmp_path / "w").exists()
     text = "\n".join(lines)
-    assert TRIPLES[triple][2] in text.replace("nowhere/", "folder:")
+    assert TRIPLES[triple].target in text.replace("nowhere/", "folder:")
     assert "time left" in text
 
 
@@ -83,9 +84,11 @@ def test_separability_spreads_budgets_and_marks_the_arms_of_the_paper():
     for one in found.runs:
         steps.setdefault(one.arm, []).append(one.pretrain_steps)
     assert steps == {
-        "random": [0], "B-direct": [0], "B": [0], "T": [100, 300, 900],
-        "B+T": [10, 30, 100, 300], "HPT-BN": [300],
+        "random": [0], "B-direct": [0], "B": [0], "T": [50, 200, 600, 1600],
+        "B+T": [10, 50, 200], "HPT-BN": [200],
     }  # fmt: skip
+    chain = planned("sequential", "seeds=0").runs[-1].stage.chain
+    assert sum(stage.steps for stage in chain) == steps["T"][-1]  # given all that the chain takes
     paper = planned("separability", "seeds=0", "scale=paper")
     of_paper = {(one.arm, one.pretrain_steps) for one in paper.runs}
     assert {("B+T", 50), ("B+T", 50_000), ("T", 400_000), ("HPT-BN", 5_000)} <= of_paper
@@ -97,9 +100,9 @@ def test_sequential_has_every_way_through_the_hierarchy():
     assert chains == {
         "random": ["random"],
         "B": ["base", "target_statistics"],
-        "S": ["source_scratch"],
+        "S": ["source_scratch", "target_statistics"],
         "T": ["scratch"],
-        "B+S": ["base", "source"],
+        "B+S": ["base", "source", "target_statistics"],
         "B+T": ["base", "target"],
         "S+T": ["source_scratch", "target"],
         "B+S+T": ["base", "source", "target"],
@@ -176,10 +179,20 @@ def test_a_folder_that_is_no_checkpoint_is_told_how_to_be_a_dataset(tmp_path):
         run.run(config, tmp_path / "w", overrides)
 
 
-def test_only_the_last_stage_differs_between_seeds():
+def test_a_hierarchy_of_ones_own_is_trained_anew_for_each_seed():
     found = planned("sequential")
-    assert len({one.seed for one in found.runs if one.arm == "B+S+T"}) == 3
-    assert len([stage for stage in found.stages if stage.name in ("base", "source")]) == 2
+    seeds = {name: {one.seed for one in found.stages if one.name == name} for name in ROLES}
+    assert seeds == dict.fromkeys(ROLES, {0, 1, 2})
+    kept = planned("sequential", "shared_stages=base,source")
+    assert len([stage for stage in kept.stages if stage.name in ("base", "source")]) == 2
+
+
+@pytest.mark.parametrize("overrides", [("scale=paper", "seeds=0,1,2"), ("base=w.safetensors",)])
+def test_a_public_base_is_one_model_for_all_seeds(overrides):
+    weights = {"arch": "resnet18", "width": 8, "stem": "small", "stem_stride": 1, "channels": 3}
+    found = planned("separability", *overrides, weights=weights)
+    assert len([stage for stage in found.stages if stage.name == "base"]) == 1
+    assert {one.seed for one in found.runs if one.arm == "B+T"} == {0, 1, 2}
 
 
 def test_what_a_user_sets_is_kept():
@@ -230,4 +243,19 @@ def test_a_mistake_in_a_short_hand_field_is_one_message(overrides, fields):
 def test_a_source_of_another_triple_is_never_put_beside_ones_own_target():
     assert mistakes("sequential", "base=folder:base", "target=folder:target") == ["source"]
     with_triple = resolve("sequential", "triple=aerial", "target=folder:target")
-    assert with_triple.stages["source"].dataset == TRIPLES["aerial"][1]
+    assert with_triple.stages["source"].dataset == TRIPLES["aerial"].source
+
+
+def test_a_triple_names_its_studies_and_says_how_its_images_are_judged():
+    named = resolve("separability", "triple=chest")
+    assert (named.name, named.metric) == ("chest_separability", "macro_auroc")
+    assert named.evaluations == ("linear_50", "linear_200")
+    assert {one.input.channels for one in named.stages.values()} == {1}
+    assert resolve("separability").name == "aerial_separability"
+    assert resolve("separability", "triple=chest", "evaluations=knn").evaluations == ("knn",)
+
+
+def test_a_checkpoint_decides_the_channels_of_a_triple():
+    weights = {"arch": "resnet18", "width": 8, "stem": "small", "stem_stride": 1, "channels": 3}
+    resolved = resolve("separability", "triple=chest", "base=w.safetensors", weights=weights)
+    assert {one.input.channels for one in resolved.stages.values()} == {3}

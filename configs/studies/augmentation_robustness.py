@@ -24,5 +24,5 @@ from hpt_jax.config import default_config
 def get_config() -> ConfigDict:
     """The config."""
     config = default_config("study")
-    config.name = config.analysis = "augmentation_robustness"
+    config.analysis = "augmentation_robustness"
     return config

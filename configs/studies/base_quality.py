@@ -23,5 +23,5 @@ from hpt_jax.config import default_config
 def get_config() -> ConfigDict:
     """The config."""
     config = default_config("study")
-    config.name = config.analysis = "base_quality"
+    config.analysis = "base_quality"
     return config

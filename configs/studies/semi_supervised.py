@@ -25,5 +25,5 @@ from hpt_jax.config import default_config
 def get_config() -> ConfigDict:
     """The config."""
     config = default_config("study")
-    config.name = config.analysis = "semi_supervised"
+    config.analysis = "semi_supervised"
     return config

@@ -55,11 +55,12 @@ def run_study(analysis, images, workdir, overrides):
 @pytest.mark.parametrize("analysis", ANALYSES)
 def test_a_study_runs_on_the_aerial_triple_where_it_is_at_hand(analysis, tmp_path):
     folder = os.environ.get("HPT_JAX_DATA", "")
-    sets = [Path(folder) / name.partition(":")[2] for name in TRIPLES["aerial"]]
+    names = [getattr(TRIPLES["aerial"], role) for role in ("base", "source", "target")]
+    sets = [Path(folder) / name.partition(":")[2] for name in names]
     if not (folder and all(path.is_dir() for path in sets)):
         pytest.skip("HPT_JAX_DATA names no folder with the sets of configs/aerial.py")
     rows, _ = run_study(analysis, folder, tmp_path, TINY)
-    assert {row.dataset for row in rows} == {TRIPLES["aerial"][2]}
+    assert {row.dataset for row in rows} == {TRIPLES["aerial"].target}
 
 
 @pytest.mark.parametrize("analysis", ANALYSES)
