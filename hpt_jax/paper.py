@@ -150,6 +150,7 @@ DATASETS: dict[str, PaperDataset] = {
     ),
 }  # fmt: skip
 
+
 @dataclasses.dataclass(frozen=True)
 class Triple:
     """A hierarchy: what studies take where their config names no sets.
