@@ -161,6 +161,7 @@ class Triple:
       target: the same.
       channels: of all images, where the base is no checkpoint, which decides; 0: those of the
         set that has most.
+      image_size: at the small scale, in pixels; 0: the scale's.
       metric: 'top1' or 'macro_auroc'; '': by the target's labels.
       probes: evaluations in place of the scale's; empty: those.
     """
@@ -169,6 +170,7 @@ class Triple:
     source: str
     target: str
     channels: int = 0
+    image_size: int = 0
     metric: str = ""
     probes: tuple[str, ...] = ()
 
@@ -182,10 +184,12 @@ TRIPLES: dict[str, Triple] = {
     "drawing": Triple(_TINY_IMAGENET, "folder:pacs_cartoon_64", "folder:pacs_sketch_64"),
     "chest": Triple(
         _TINY_IMAGENET, "folder:cxr_adult_64", "folder:pneumoniamnist_28", channels=1,
-        metric="macro_auroc",
+        image_size=24, metric="macro_auroc",
         probes=("linear_50", "linear_200"),  # with all labels every arm is near the ceiling
     ),
-    "digits": Triple(_TINY_IMAGENET, "package:mnist", "package:digits", channels=1),
+    "digits": Triple(
+        _TINY_IMAGENET, "package:mnist", "package:digits", channels=1, image_size=24
+    ),
     **{
         name: Triple(IMAGENET, DATASETS[source].dataset, DATASETS[target].dataset)
         for name, source, target in (

@@ -153,6 +153,8 @@ def expand(
     _fill(raw, {"model": {name: known[name] for name in ARCHITECTURE if name in known}})
     # Where some images are grey and some are not, all become what the base takes.
     _fill(raw, {"input": {"channels": known["channels"]}})
+    if triple and triple.image_size and fields.scale == "small":
+        _fill(raw, {"image_size": triple.image_size})
     _fill(raw, scale.fields)
     _fill(raw, {"name": f"{fields.triple}_{analysis}" if triple else analysis})
     _fill(raw, _of_target(fields, triple, facts[fields.target]))

@@ -250,7 +250,9 @@ def test_a_triple_names_its_studies_and_says_how_its_images_are_judged():
     named = resolve("separability", "triple=chest")
     assert (named.name, named.metric) == ("chest_separability", "macro_auroc")
     assert named.evaluations == ("linear_50", "linear_200")
-    assert {one.input.channels for one in named.stages.values()} == {1}
+    assert {(one.input.channels, one.image_size) for one in named.stages.values()} == {(1, 24)}
+    large = resolve("separability", "triple=chest", "scale=paper")
+    assert {one.image_size for one in large.stages.values()} == {224}
     assert resolve("separability").name == "aerial_separability"
     assert resolve("separability", "triple=chest", "evaluations=knn").evaluations == ("knn",)
 
