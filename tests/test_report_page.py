@@ -209,6 +209,16 @@ def test_tables_hold_what_numpy_and_scipy_find(made: Checked) -> None:
     assert "Best on validation: B+T after 100 steps on the target, 72.0 ± 1.0 %" in made.words
 
 
+def test_claims_of_an_analysis_stand_with_their_intervals(tmp_path: Path) -> None:
+    plan = write_workdir(tmp_path)
+    plan["config"]["analysis"] = "separability"
+    (tmp_path / "plans" / "digits.json").write_text(json.dumps(plan))
+    made = Checked(page.write(tmp_path, results.collect(tmp_path)).read_text())
+    assert "B+T after 100 - T after 100 +10.0 +10.0 to +10.0 3 holds" in made.words
+    assert "T after 100 T 100 +0.0 +0.0 to +0.0" in made.words  # of its own best
+    assert "T after 100 B+T 50 +9.5 +9.5 to +9.5" in made.words
+
+
 def test_the_page_names_the_best_on_validation_though_another_is_better_on_test() -> None:
     scores = {"T": {"val": 0.6, "test": 0.9}, "B+T": {"val": 0.7, "test": 0.5}}
     rows = [

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from hpt_jax.augment.policies import ROBUSTNESS
-from hpt_jax.report import figures, graph
+from hpt_jax.report import claims, figures, graph
 from hpt_jax.report.tables import (
     ResultRow,
     Summary,
@@ -71,7 +71,17 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def _interval(found: tuple[float, float] | None, points: str = "%.1f") -> str:
+    return f"{points} to {points}" % (100 * found[0], 100 * found[1]) if found else "-"
+
+
 _FILTERS = {
+    "points": _points,
+    "interval": _interval,
     "percent": _percent,
     "spread": _spread,
     "duration": _duration,
@@ -156,6 +166,7 @@ def _study(
             _drawn(figure, text, root, f"{plan['study']}_{name}")
             for name, figure, text in headlines(config.get("analysis", ""), rows, arms, evaluations)
         ],
+        "claims": _claims(config.get("analysis", ""), rows, evaluations),
         "tables": [_table(rows, arms, name, _subsets(plan, name, root)) for name in evaluations],
         "views": _views(mine, root),
         "neighbours": _neighbours(plan, root),
@@ -208,6 +219,23 @@ def _finding(rows: Sequence[ResultRow], evaluations: Sequence[str]) -> dict[str,
     best = [(one.arm, one.pretrain_steps) for one in val if one.mean == most]
     tested = [one for one in summarize(mine) if (one.arm, one.pretrain_steps) in best]
     return {"evaluation": evaluations[0], "best": tested}
+
+
+def _claims(
+    analysis: str, rows: Sequence[ResultRow], evaluations: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The verdicts on the paper's claims by each evaluation."""
+    if not analysis:
+        return []
+    found = [
+        {
+            "evaluation": name,
+            "verdicts": claims.judge(analysis, rows, name),
+            "reached": claims.reached(rows, name) if analysis == "separability" else [],
+        }
+        for name in evaluations
+    ]
+    return [one for one in found if one["verdicts"]]
 
 
 def _table(
