@@ -17,6 +17,10 @@ from hpt_jax.workdir import read_json, stage_folder
 
 # Model FLOP/s of one CPU core in a small ResNet's train step; a guess until a stage has run here.
 GUESSED_FLOPS_PER_CORE = 8e9
+# The same of a V100 GPU, as `stage_flops` counts: 200 epochs of ImageNet took MoCo-v2's authors 53
+# hours on 8 of them (github.com/facebookresearch/moco, README), which is 168 images/s each.
+V100_FLOPS = 5.5e12
+_DAY = 86400.0
 
 
 @functools.cache
@@ -72,8 +76,8 @@ def evaluation_flops(name: str, stage: plan.Stage, asked: plan.Plan) -> float:
     return 3 * forward * tuned.batch_size * steps * runs
 
 
-def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, dict[str, float], str]:
-    """Seconds of the stages that are not done, of each long evaluation, and the rate's source."""
+def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, dict[str, float], float, str]:
+    """Seconds of the undone stages and of each long evaluation; FLOP/s, and their source."""
     todo = done_flops = done_seconds = 0.0
     for stage in asked.stages:
         folder = stage_folder(workdir, stage.id)
@@ -93,19 +97,24 @@ def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, dict[str, floa
     else:
         cores = os.cpu_count() or 1
         rate, source = GUESSED_FLOPS_PER_CORE * cores, f"a guess for {cores} CPU cores"
-    return todo / rate, {name: flops / rate for name, flops in evaluations.items()}, source
+    return todo / rate, {name: flops / rate for name, flops in evaluations.items()}, rate, source
 
 
 def time_left(asked: plan.Plan, workdir: Path) -> str:
     """The time of what is not done, in a line; evaluations that it leaves out take seconds."""
-    training, evaluations, source = seconds_left(asked, workdir)
+    training, evaluations, rate, source = seconds_left(asked, workdir)
     parts = [f"{_duration(training)} of training"]
     parts += [f"{_duration(seconds)} of {name}" for name, seconds in evaluations.items()]
-    return f"time left: about {' and '.join(parts)} ({source})"
+    line = f"time left: about {' and '.join(parts)} ({source})"
+    total = training + sum(evaluations.values())
+    if total < _DAY:
+        return line
+    on_gpus = _duration(total * rate / (8 * V100_FLOPS))
+    return f"{line}; on 8 V100 GPUs about {on_gpus}, at the rate of MoCo's authors"
 
 
 def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("h", 3600)):
+    for unit, length in (("days", _DAY), ("h", 3600.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds / 60:.1f} min"

@@ -65,7 +65,7 @@ def run(
         root / "plans" / f"{asked.config.name}.json", {**plan.as_json(asked), "command": command}
     )
 
-    training, probes, _ = estimate.seconds_left(asked, root)
+    training, probes, *_ = estimate.seconds_left(asked, root)
     if training or probes:
         display.line(estimate.time_left(asked, root))
     for stage in asked.stages:
