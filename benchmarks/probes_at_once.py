@@ -7,7 +7,7 @@
 2. Fine-tuning: 4 learning rates vmapped over all the weights of a ResNet-10, against the 4 in turn,
    which is what `evaluate/finetune.py` does.
 
-Each ratio is the median of alternating pairs in one process. Results stand in docs/studies.md.
+Each ratio is the median of alternating pairs in one process. Results stand in docs/probes.md.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ class AdaptFields:
 class StudyFields:
     """Short-hand fields of the template 'study'; 0, '' and () are chosen by triple and scale."""
 
-    triple: str = ""  # a name of `studies.TRIPLES`, which gives what base, source, target leave out
+    triple: str = ""  # a name of `paper.TRIPLES`, which gives what base, source, target leave out
     base: str = ""  # a dataset to train the base on, or a checkpoint
     source: str = ""
     target: str = ""

@@ -110,7 +110,7 @@ def time_left(asked: plan.Plan, workdir: Path) -> str:
     if total < _DAY:
         return line
     on_gpus = _duration(total * rate / (8 * V100_FLOPS))
-    return f"{line}; on 8 V100 GPUs about {on_gpus}, at the rate of MoCo's authors"
+    return f"{line}; on 8 V100 GPUs at best {on_gpus}, the rate of MoCo's authors"
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The sixteen datasets of the HPT paper, and its chains of base, source and target.
+"""The sixteen datasets of the HPT paper, and chains of base, source and target, its own and small.
 
 From the authors' published code (github.com/cjrd/self-supervised-pretraining at 84e27bd): the
 number of outputs, metric and pixel statistics, which are its per-dataset settings. Its lists of

@@ -141,6 +141,8 @@ def expand(
         fields, **{name: getattr(fields, name) or value for name, value in budgets.items()}
     )
     triple = TRIPLES.get(fields.triple)
+    if triple and triple.target != fields.target:
+        triple = None  # what it says is of its own target
     arms = _arms(analysis, fields)
     names = dict.fromkeys(name for arm in arms.values() for name in arm)  # each once, in order
     roles = {_role(name) for name in names} | {"target"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -51,12 +53,6 @@ def test_a_constant_shift_is_certain_however_much_seeds_differ():
     assert verdict(other + 0.01, other).word == "holds"  # pairs: seeds cancel
 
 
-def test_one_public_base_stands_beside_every_seed():
-    rows = rows_of({("B+T", 50): [0.5, 0.6, 0.7], ("B", 0): [0.4]})
-    found = Results(rows, "linear").verdict(Claim("", (("B+T", 50),), (("B", 0),)))
-    assert found.differences == pytest.approx((0.1, 0.2, 0.3))
-
-
 def test_only_seeds_that_all_arms_have_are_compared():
     rows = rows_of({("B+T", 50): [0.5, 0.6, 0.7], ("T", 50): [0.4, 0.4]})
     found = Results(rows, "linear").verdict(Claim("", (("B+T", 50),), (("T", 50),)))
@@ -91,21 +87,50 @@ STUDIES = {
         *((f"B+T@base_{steps}", 50) for steps in (1000, 100)),
     ],
 }  # fmt: skip
-CLAIMS = {
-    "separability": 5, "semi_supervised": 2, "sequential": 6, "augmentation_robustness": 6,
-    "data_robustness": 6, "base_quality": 3,
+# What each analysis compares, in the paper's direction.
+COMPARED = {
+    "separability": [
+        "B+T - T after 50", "B+T - T after 900", "B+T - B", "HPT-BN - B", "B+T - HPT-BN",
+    ],
+    "semi_supervised": ["B+T - T", "B+T - B"],
+    "sequential": [
+        "B+S+T - B+T", "B+S+T - S+T", "B+S+T - B+S", "B+S+T - T", "B+S+T - B",
+        "B+S+T - T@all_steps",
+    ],
+    "augmentation_robustness": [
+        "B+T@moco_v2 - T@moco_v2", "B+T@no_grayscale - T@no_grayscale",
+        "B+T@no_color - T@no_color", "B+T@crop_blur - T@crop_blur", "B+T@crop - T@crop",
+        "(B+T@crop - B+T@moco_v2) - (T@crop - T@moco_v2)",
+    ],
+    "data_robustness": [
+        "B+T@1% - T@1%", "B+T@10% - T@10%", "B+T@25% - T@25%", "B+T@100% - T@100%",
+        "(B+T@1% - B+T@100%) - (T@1% - T@100%)", "HPT-BN@1% - B+T@1%",
+    ],
+    "base_quality": [
+        "B+T@base_100 - B@base_100", "B+T@base_1000 - B@base_1000",
+        "(B+T@base_100 - B+T@base_1000) - (B@base_100 - B@base_1000)",
+    ],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("analysis", ANALYSES)
-def test_every_claim_of_an_analysis_is_judged_once(analysis):
-    places = STUDIES[analysis]
-    values = {place: [0.1 * i, 0.2 * i] for i, place in enumerate(places)}
+def test_every_claim_of_an_analysis_is_a_difference_of_the_arms_it_names(analysis):
+    rng = np.random.default_rng(0)
+    values = {place: list(rng.random(3)) for place in STUDIES[analysis]}
     found = judge(analysis, rows_of(values), "linear")
-    assert len(found) == len({one.compared for one in found}) == CLAIMS[analysis]
+    assert [one.compared for one in found] == COMPARED[analysis]
+    # The formulas are read back: an arm's name, with its steps where it has several.
+    several = {arm for arm, _ in values if len([p for p in values if p[0] == arm]) > 1}
+    named = {
+        (f"{arm} after {steps}" if arm in several else arm): np.array(seeds)
+        for (arm, steps), seeds in values.items()
+    }
     for one in found:
+        places = re.split(r" - ", one.compared.replace("(", "").replace(")", ""))
+        signs = [1, -1] if len(places) == 2 else [1, -1, -1, 1]
+        expected = sum(sign * named[place] for sign, place in zip(signs, places, strict=True))
+        assert one.differences == pytest.approx(expected)
         assert one.claim
-        assert one.interval is not None
 
 
 @pytest.mark.parametrize("analysis", ANALYSES)
@@ -116,14 +141,15 @@ def test_claims_wait_for_their_arms(analysis):
     assert judge(analysis, few, "knn") == []
 
 
-def test_data_shares_and_bases_are_compared_from_the_smallest():
-    places = {place: [0.1, 0.2] for place in STUDIES["data_robustness"]}
-    found = judge("data_robustness", rows_of(places), "linear")
-    assert found[0].compared == "B+T@1% - T@1%"
-    assert found[-1].compared == "HPT-BN@1% - B+T@1%"
-    places = {place: [0.1, 0.2] for place in STUDIES["base_quality"]}
-    found = judge("base_quality", rows_of(places), "linear")
-    assert found[0].compared == "B+T@base_100 - B@base_100"
+def test_variants_that_are_no_share_and_no_steps_are_passed_over():
+    odd = {(arm, 50): [0.1, 0.2] for arm in ("B+T@half", "T@half", "B@long", "B+T@long")}
+    assert judge("data_robustness", rows_of(odd), "linear") == []
+    assert judge("base_quality", rows_of(odd), "linear") == []
+
+
+def test_equal_budgets_are_one_claim():
+    same = {("T", 70): [0.1, 0.2], ("B+T", 70): [0.3, 0.4]}
+    assert [one.compared for one in judge("separability", rows_of(same), "linear")] == ["B+T - T"]
 
 
 def test_steps_to_reach_the_best_of_scratch_are_counted_on_both_arms():
@@ -132,18 +158,24 @@ def test_steps_to_reach_the_best_of_scratch_are_counted_on_both_arms():
         ("B+T", 10): [0.5, 0.5], ("B+T", 50): [0.61, 0.63], ("B", 0): [0.55, 0.55],
     }  # fmt: skip
     # Validation has T at its best after 200 steps, test after 900, which must not be looked at.
-    val = {place: [0.9 if place == ("T", 200) else 0.1] * 2 for place in test}
+    best = (("T", 200), ("B+T", 10))
+    val = {place: [0.9 if place in best else 0.1] * 2 for place in test}
     found = reached(rows_of(test) + rows_of(val, "val"), "linear")
     steps = {(one.goal, one.arm): one.steps for one in found}
     assert steps == {
         (("T", 200), "T"): 200, (("T", 200), "B+T"): 50,
+        (("B+T", 10), "T"): 50, (("B+T", 10), "B+T"): 10,
         (("B", 0), "T"): 200, (("B", 0), "B+T"): 50,
     }  # fmt: skip
     assert found[1].verdict.differences == pytest.approx((0.01, 0.01))
+    by_seed = {(one.goal, one.arm): one.of_seeds for one in found}
+    assert by_seed[("T", 200), "T"] == (200, 200)
+    assert by_seed[("B", 0), "B+T"] == (50, 50)
+    assert by_seed[("B+T", 10), "T"] == (50, 50)
 
 
 def test_what_is_never_reached_is_told_from_the_longest():
     arms = {("T", 50): [0.6, 0.7], ("B+T", 10): [0.1, 0.1], ("B+T", 20): [0.5, 0.5]}
-    found = reached(rows_of(arms) + rows_of(arms, "val"), "linear")[-1]
-    assert (found.steps, found.longest) == (None, 20)
+    _, found, *_ = reached(rows_of(arms) + rows_of(arms, "val"), "linear")
+    assert (found.steps, found.of_seeds, found.longest) == (None, (None, None), 20)
     assert found.verdict.differences == pytest.approx((-0.1, -0.2))

@@ -219,6 +219,17 @@ def test_claims_of_an_analysis_stand_with_their_intervals(tmp_path: Path) -> Non
     assert "T after 100 B+T 50 +9.5 +9.5 to +9.5" in made.words
 
 
+def test_an_unfinished_study_claims_nothing(tmp_path: Path) -> None:
+    plan = write_workdir(tmp_path)
+    plan["config"]["analysis"] = "separability"
+    (tmp_path / "plans" / "digits.json").write_text(json.dumps(plan))
+    stage = tmp_path / "stages" / plan["runs"][-1]["stage_id"]
+    (stage / "evaluations/linear_sgd-0.json").unlink()
+    made = Checked(page.write(tmp_path, results.collect(tmp_path)).read_text())
+    assert "Results" in made.words
+    assert "claims" not in made.words
+
+
 def test_the_page_names_the_best_on_validation_though_another_is_better_on_test() -> None:
     scores = {"T": {"val": 0.6, "test": 0.9}, "B+T": {"val": 0.7, "test": 0.5}}
     rows = [

@@ -254,6 +254,9 @@ def test_a_triple_names_its_studies_and_says_how_its_images_are_judged():
     large = resolve("separability", "triple=chest", "scale=paper")
     assert {one.image_size for one in large.stages.values()} == {224}
     assert resolve("separability").name == "aerial_separability"
+    mine = resolve("separability", "triple=chest", "target=folder:target")  # of another kind
+    assert (mine.name, mine.metric) == ("separability", "top1")
+    assert {(one.input.channels, one.image_size) for one in mine.stages.values()} == {(3, 32)}
     assert resolve("separability", "triple=chest", "evaluations=knn").evaluations == ("knn",)
 
 

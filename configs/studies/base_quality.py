@@ -4,8 +4,8 @@
         --workdir runs/studies \
         --config.base=folder:PHOTOS --config.target=folder:MINE
 
-Needs: a base to train and a target (folders or sets of TFDS; the base may be a checkpoint).
-Without any of them it takes those of configs/aerial.py, below `--config.data_dir`.
+Needs: a base to train and a target (folders or sets of TFDS).
+Without any of them it takes those of the triple `aerial`, below `--config.data_dir`.
 `--config.scale=paper` is for accelerators.
 
 Arms: T, and B and B+T after each of `base_steps`.

@@ -5,7 +5,7 @@
         --config.base=folder:PHOTOS --config.target=folder:MINE
 
 Needs: a base and a target (folders or sets of TFDS; the base may be a checkpoint). Without any of
-them it takes those of configs/aerial.py, below `--config.data_dir`. `--config.scale=paper` is for
+them it takes those of the triple `aerial`, below `--config.data_dir`. `--config.scale=paper` is for
 accelerators.
 
 Arms: B (batch norm re-estimated on all images), and T, B+T and HPT-BN with 1, 10, 25 and 100 % of

@@ -5,16 +5,16 @@
         --config.base=folder:PHOTOS --config.target=folder:MINE
 
 Needs: a base and a target (folders or sets of TFDS; the base may be a checkpoint). Without any of
-them it takes those of configs/aerial.py, below `--config.data_dir`. `--config.scale=paper` is for
+them it takes those of the triple `aerial`, below `--config.data_dir`. `--config.scale=paper` is for
 accelerators.
 
 Arms: random, B-direct, B, T (`scratch_steps`), B+T (`steps`) and HPT-BN (`bn_steps`); every number
 of steps is a run of its own, with a whole cosine.
 
-Expected there, three seeds, linear probe: B 53.4 +- 0.1; B+T 51.9 +- 2.0, 53.2 +- 0.3, 53.9 +- 0.3
-and 54.1 +- 2.4 after 10, 30, 100 and 300 steps; T 51.2 +- 2.4, 54.7 +- 1.7 and 59.0 +- 1.8 after
-100, 300 and 900; random 47.4 +- 1.6 (docs/studies.md). Wall time 30 minutes on 2 cores of an Intel
-Xeon, other work beside it, no GPU.
+Expected of the triple `aerial`, three seeds, linear probe: B 52.7 +- 1.2; B+T 53.9 +- 0.8, 55.5 +-
+1.9 and 55.4 +- 1.5 after 10, 50 and 200 steps; T 50.8 +- 2.3, 53.6 +- 1.4, 58.9 +- 1.0 and 61.0 +-
+0.7 after 50, 200, 600 and 1,600; random 47.4 +- 1.6 (docs/reproduction.md). Wall time 25.5 minutes
+on 2 cores of an Intel Xeon, some other work beside it, no GPU.
 """
 
 from ml_collections import ConfigDict

@@ -5,15 +5,16 @@
         --config.base=folder:PHOTOS --config.source=folder:FIELD --config.target=folder:MINE
 
 Needs: a base, a source and a target (folders or sets of TFDS; the base may be a checkpoint).
-Without any of them it takes those of configs/aerial.py, below `--config.data_dir`.
+Without any of them it takes those of the triple `aerial`, below `--config.data_dir`.
 `--config.scale=paper` is for accelerators.
 
-Arms: random, B, S, T, B+S, B+T, S+T and B+S+T. S and B+S are evaluated without training on the
-target. Evaluations: linear, kNN and finetune_100, which takes half of the time.
+Arms: random, B, S, T, B+S, B+T, S+T and B+S+T; those that end before the target have batch norm
+re-estimated on it. Evaluations: linear and kNN, at the paper's scale finetune_1000 too.
 
-Expected there, one seed, linear probe: random 47.4, B 53.4, S 56.0, T 54.2, B+S 57.7, B+T 55.4,
-S+T 57.4, B+S+T 58.3 (docs/studies.md). Wall time 10.2 minutes with one seed on 2 cores of an Intel
-Xeon, no GPU, after separability in the same workdir.
+Expected of the triple `aerial`, three seeds, linear probe: random 47.4 +- 1.6, B 52.7 +- 1.2, S
+55.8 +- 3.5, T 53.6 +- 1.4, B+S 58.5 +- 1.1, B+T 55.4 +- 1.5, S+T 58.2 +- 3.1, B+S+T 59.3 +- 0.6
+(docs/reproduction.md). Wall time 7.8 minutes on 2 cores of an Intel Xeon, no GPU, after
+separability in the same workdir.
 """
 
 from ml_collections import ConfigDict

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,6 +28,7 @@ PAGE = HERE.parent / "reproduction.md"
 CONFIGS = HERE.parents[1] / "configs" / "studies"
 # What stands between `<!-- KIND STUDY -->` and `<!-- end -->` is made here.
 _BLOCK = re.compile(r"<!-- (\w+) ?(\w*) -->\n.*?<!-- end -->", re.DOTALL)
+_NAMES = {f"{triple}_{name}": (triple, name) for triple in TRIPLES for name in ANALYSES}
 # The steps of the whole chain, in the studies whose T takes them.
 _CHAIN_STEPS = 1600
 
@@ -46,24 +48,27 @@ def main() -> None:
 def take(workdir: Path) -> None:
     """Writes the CSV file of each study of which all is finished."""
     rows = tables.read_results(workdir / "results.csv")
-    for path in sorted((workdir / "plans").glob("*.json")):
-        plan = read_json(path)
-        mine = [row for row in rows if row.study == plan["study"]]
-        asked = {(run["arm"], run["pretrain_steps"], run["seed"]) for run in plan["runs"]}
-        if len(mine) == 2 * len(asked) * len(plan["config"]["evaluations"]):
-            tables.write_results(HERE / f"{plan['study']}.csv", mine)
+    for study in _NAMES:
+        path = workdir / "plans" / f"{study}.json"
+        mine = [row for row in rows if row.study == study]
+        if mine and len(mine) == 2 * sum(
+            len(run["evaluations"]) for run in read_json(path)["runs"]
+        ):
+            tables.write_results(HERE / f"{study}.csv", mine)
 
 
 def studies() -> list[str]:
     """Those with results, triple by triple."""
-    names = [f"{triple}_{analysis}" for triple in TRIPLES for analysis in ANALYSES]
-    return [name for name in names if (HERE / f"{name}.csv").is_file()]
+    return [name for name in _NAMES if (HERE / f"{name}.csv").is_file()]
 
 
 def draw(study: str) -> None:
     """Writes the study's first figure."""
     rows, config = rows_of(study), config_of(study)
-    _, figure, _ = page.headlines(config.analysis, rows, list(config.arms), config.evaluations)[0]
+    # Bars of all evaluations stand side by side; of the others the first has the figure.
+    bars = config.analysis in ("semi_supervised", "sequential")
+    shown = config.evaluations if bars else config.evaluations[:1]
+    ((_, figure, _),) = page.headlines(config.analysis, rows, list(config.arms), shown)
     # Without the library's version the same results give the same file.
     figure.savefig(HERE / f"{study}.png", dpi=110, metadata={"Software": None})
 
@@ -75,13 +80,15 @@ def filled(text: str) -> str:
       text: of the page.
 
     Raises:
-      KeyError: a block is of a kind that is not known.
+      KeyError: a block is of a kind, or a study, that is not known.
     """
 
     def block(found: re.Match[str]) -> str:
         kind, study = found.groups()
-        lines = _BLOCKS[kind](study) if not study or study in studies() else ["Not run yet."]
-        return "\n".join([f"<!-- {kind}{' ' * bool(study)}{study} -->", *lines, "<!-- end -->"])
+        make, name = _BLOCKS[kind], f"{kind} {study}" if study else kind
+        missing = study and _NAMES[study] and study not in studies()
+        lines = ["Not run yet."] if missing else make(study)
+        return "\n".join([f"<!-- {name} -->", *lines, "<!-- end -->"])
 
     return _BLOCK.sub(block, text)
 
@@ -93,7 +100,7 @@ def rows_of(study: str) -> list[ResultRow]:
 
 def config_of(study: str) -> config_lib.Config:
     """What a study's command resolves to where no data is at hand."""
-    triple, _, analysis = study.partition("_")
+    triple, analysis = _NAMES[study]
     config = config_lib.load(str(CONFIGS / f"{analysis}.py"))
     return resolve.resolve(config, [("triple", triple)])
 
@@ -102,13 +109,11 @@ def _results(study: str) -> list[str]:
     """Each arm and number of steps, a column for each evaluation."""
     rows, config = rows_of(study), config_of(study)
     found = {(one.arm, one.pretrain_steps, one.evaluation): one for one in tables.summarize(rows)}
-    places = sorted(
-        {(arm, steps) for arm, steps, _ in found},
-        key=lambda place: (list(config.arms).index(place[0]), place[1]),
-    )
+    order = list(config.arms).index
+    places = sorted({(order(arm), arm, steps) for arm, steps, _ in found})
     columns = [f"`{name}`" for name in config.evaluations]
     lines = _head(["arm", "steps on the target", *columns])
-    for arm, steps in places:
+    for _, arm, steps in places:
         cells = [_spread(found[arm, steps, name]) for name in config.evaluations]
         lines.append(_line([arm, f"{steps:,}", *cells]))
     return lines
@@ -125,12 +130,12 @@ def _verdicts(study: str) -> list[str]:
 
 
 def _judged(study: str, evaluation: str) -> list[claims.Verdict]:
-    triple, _, analysis = study.partition("_")
+    triple, analysis = _NAMES[study]
     rows = rows_of(study)
     beside = f"{triple}_separability"
     if analysis == "sequential" and beside in studies():
         rows += [
-            ResultRow(**{**vars(row), "arm": claims.ALL_STEPS})
+            dataclasses.replace(row, arm=claims.ALL_STEPS)
             for row in rows_of(beside)
             if (row.arm, row.pretrain_steps) == ("T", _CHAIN_STEPS)
         ]
@@ -138,15 +143,30 @@ def _judged(study: str, evaluation: str) -> list[claims.Verdict]:
 
 
 def _reached(study: str) -> list[str]:
-    """Steps that T and B+T need for T's best and for the base."""
-    lines = _head(["by", "to reach", "arm", "steps on the target", "difference there"])
+    """Steps that T and B+T need for the best of either and for the base, and their ratio."""
+    lines = _head(
+        ["by", "to reach", "T needs", "B+T needs", "speed-up (each seed)", "B+T there, less it"]
+    )
     for name in config_of(study).evaluations:
-        for one in claims.reached(rows_of(study), name):
-            arm, steps = one.goal
-            goal = f"{arm} after {steps:,}" if steps else arm
-            needed = f"not in {one.longest:,}" if one.steps is None else f"{one.steps:,}"
-            lines.append(_line([f"`{name}`", goal, one.arm, needed, _difference(one.verdict)]))
+        found = {(one.goal, one.arm): one for one in claims.reached(rows_of(study), name)}
+        for goal in dict.fromkeys(goal for goal, _ in found):
+            arm, steps = goal
+            scratch, hpt = found[goal, "T"], found[goal, "B+T"]
+            ratios = [_ratio(scratch.steps, hpt.steps)]
+            ratios += map(_ratio, scratch.of_seeds, hpt.of_seeds)
+            ratio = f"{ratios[0]} ({', '.join(ratios[1:])})"
+            words = f"{arm} after {steps:,}" if steps else arm
+            cells = [_needed(scratch), _needed(hpt), ratio, _difference(hpt.verdict)]
+            lines.append(_line([f"`{name}`", words, *cells]))
     return lines
+
+
+def _ratio(scratch: int | None, hpt: int | None) -> str:
+    return "-" if scratch is None or hpt is None else f"{scratch / hpt:.3g}"
+
+
+def _needed(one: claims.Reached) -> str:
+    return f"more than {one.longest:,}" if one.steps is None else f"{one.steps:,}"
 
 
 def _summary(_: str) -> list[str]:
@@ -154,9 +174,8 @@ def _summary(_: str) -> list[str]:
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for study in studies():
         for one in _judged(study, config_of(study).evaluations[0]):
-            triple = study.partition("_")[0]
-            cells.setdefault((one.claim, one.compared), {})[triple] = _cell(one)
-    triples = list(dict.fromkeys(study.partition("_")[0] for study in studies()))
+            cells.setdefault((one.claim, one.compared), {})[_NAMES[study][0]] = _cell(one)
+    triples = list(dict.fromkeys(_NAMES[study][0] for study in studies()))
     lines = _head(["claim", "difference", *triples])
     for (claim, compared), found in cells.items():
         lines.append(_line([claim, compared, *(found.get(triple, "") for triple in triples)]))

@@ -166,7 +166,7 @@ def _study(
             _drawn(figure, text, root, f"{plan['study']}_{name}")
             for name, figure, text in headlines(config.get("analysis", ""), rows, arms, evaluations)
         ],
-        "claims": _claims(config.get("analysis", ""), rows, evaluations),
+        "claims": _claims(plan, rows, evaluations),
         "tables": [_table(rows, arms, name, _subsets(plan, name, root)) for name in evaluations],
         "views": _views(mine, root),
         "neighbours": _neighbours(plan, root),
@@ -222,20 +222,19 @@ def _finding(rows: Sequence[ResultRow], evaluations: Sequence[str]) -> dict[str,
 
 
 def _claims(
-    analysis: str, rows: Sequence[ResultRow], evaluations: Sequence[str]
+    plan: Mapping[str, Any], rows: Sequence[ResultRow], evaluations: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The verdicts on the paper's claims by each evaluation."""
-    if not analysis:
-        return []
-    found = [
-        {
-            "evaluation": name,
-            "verdicts": claims.judge(analysis, rows, name),
-            "reached": claims.reached(rows, name) if analysis == "separability" else [],
-        }
-        for name in evaluations
-    ]
-    return [one for one in found if one["verdicts"]]
+    """The verdicts on the paper's claims by each evaluation that all runs of the plan have."""
+    analysis = plan["config"].get("analysis", "")
+    asked = {(run["arm"], run["pretrain_steps"], run["seed"]) for run in plan["runs"]}
+    found = []
+    for name in evaluations if analysis else ():
+        done = {(r.arm, r.pretrain_steps, r.seed) for r in rows if r.evaluation == name}
+        if done == asked:
+            reached = claims.reached(rows, name) if analysis == "separability" else []
+            verdicts = claims.judge(analysis, rows, name)
+            found.append({"evaluation": name, "verdicts": verdicts, "reached": reached})
+    return found
 
 
 def _table(

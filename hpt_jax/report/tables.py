@@ -158,12 +158,17 @@ def interval(summary: Summary) -> tuple[float, float] | None:
 
     It may reach beyond [0, 1] where seeds are few and differ much.
     """
-    if summary.std is None:
+    return student(summary.mean, summary.std, summary.seeds)
+
+
+def student(mean: float, std: float | None, count: int) -> tuple[float, float] | None:
+    """The 95 % interval of a mean of `count` values, of sample standard deviation `std`."""
+    if std is None:
         return None
     from scipy.special import stdtrit
 
-    reach = float(stdtrit(summary.seeds - 1, 0.975)) * summary.std / math.sqrt(summary.seeds)
-    return summary.mean - reach, summary.mean + reach
+    reach = float(stdtrit(count - 1, 0.975)) * std / math.sqrt(count)
+    return mean - reach, mean + reach
 
 
 def longest(rows: Iterable[ResultRow]) -> list[ResultRow]:
