@@ -11,9 +11,9 @@ accelerators.
 Arms: B, and T and B+T under moco_v2, no_grayscale, no_color, crop_blur and crop, on the target
 alone.
 
-Expected there, three seeds, linear probe, from moco_v2 to crop: T 54.7 +- 1.7 to 61.1 +- 1.7, B+T
-54.1 +- 2.4 to 56.8 +- 0.5 (docs/studies.md). Wall time 4.8 minutes with one seed on 2 cores of an
-Intel Xeon, no GPU, after separability in the same workdir.
+Expected of the triple `aerial`, three seeds, linear probe, from moco_v2 to crop: T 53.6 +- 1.4 to
+60.4 +- 1.2, B+T 55.4 +- 1.5 to 58.1 +- 1.7 (docs/reproduction.md). Wall time 13.0 minutes on 2 cores
+of an Intel Xeon, other work beside it, no GPU, after separability in the same workdir.
 """
 
 from ml_collections import ConfigDict
