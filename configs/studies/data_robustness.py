@@ -12,8 +12,8 @@ Arms: B (batch norm re-estimated on all images), and T, B+T and HPT-BN with 1, 1
 the target's images to pretrain on. Probes are trained on all labels.
 
 Expected of the triple `aerial`, three seeds, linear probe, from 1 to 100 %: T 55.0 +- 3.0 to 53.6
-+- 1.4, B+T 56.4 +- 1.0 to 55.4 +- 1.5 (docs/reproduction.md). Wall time 12.0 minutes on 2 cores of an
-Intel Xeon, other work beside it, no GPU, after separability in the same workdir.
++- 1.4, B+T 56.4 +- 1.0 to 55.4 +- 1.5 (docs/reproduction.md). Wall time 12.0 minutes on 2 cores of
+an Intel Xeon, other work beside it, no GPU, after separability in the same workdir.
 """
 
 from ml_collections import ConfigDict

@@ -208,10 +208,15 @@ def _spread(one: tables.Summary) -> str:
 
 
 def _difference(one: claims.Verdict) -> str:
-    text = f"{100 * one.mean:+.1f}"
+    text = _points(one.mean)
     if one.interval:
-        text += " ({:+.1f} to {:+.1f})".format(*(100 * end for end in one.interval))
+        low, high = map(_points, one.interval)
+        text += f" ({low} to {high})"
     return text
+
+
+def _points(value: float) -> str:
+    return f"{round(100 * value, 1) + 0.0:+.1f}"  # no -0.0
 
 
 def _cell(one: claims.Verdict) -> str:
