@@ -10,9 +10,9 @@ Without any of them it takes those of the triple `aerial`, below `--config.data_
 
 Arms: T, and B and B+T after each of `base_steps`.
 
-Expected there, three seeds, linear probe, from 100 to 1,000 base steps: B 46.7 +- 0.2 to 53.4 +-
-0.1, B+T 55.0 +- 1.3 to 54.1 +- 2.4 (docs/studies.md). Wall time 2.3 minutes with one seed on 2
-cores of an Intel Xeon, no GPU, after separability in the same workdir.
+Expected of the triple `aerial`, three seeds, linear probe, from 100 to 1,000 base steps: B 50.0 +-
+1.1 to 52.7 +- 1.2, B+T 56.6 +- 2.2 to 55.4 +- 1.5 (docs/reproduction.md). Wall time 5.8 minutes on
+2 cores of an Intel Xeon, no GPU, after separability in the same workdir.
 """
 
 from ml_collections import ConfigDict
