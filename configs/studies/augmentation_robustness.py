@@ -12,7 +12,7 @@ Arms: B, and T and B+T under moco_v2, no_grayscale, no_color, crop_blur and crop
 alone.
 
 Expected of the triple `aerial`, three seeds, linear probe, from moco_v2 to crop: T 53.6 +- 1.4 to
-60.4 +- 1.2, B+T 55.4 +- 1.5 to 58.1 +- 1.7 (docs/reproduction.md). Wall time 13.0 minutes on 2
+60.4 +- 1.2, B+T 55.4 +- 1.5 to 58.1 +- 1.7 (docs/reproduction.md). Wall time 13.1 minutes on 2
 cores of an Intel Xeon, other work beside it, no GPU, after separability in the same workdir.
 """
 
