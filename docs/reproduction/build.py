@@ -20,7 +20,7 @@ from hpt_jax import resolve
 from hpt_jax.config import ANALYSES
 from hpt_jax.paper import TRIPLES
 from hpt_jax.report import claims, page, tables
-from hpt_jax.report.tables import ResultRow
+from hpt_jax.report.tables import ResultRow, points, spread
 from hpt_jax.workdir import read_json
 
 HERE = Path(__file__).parent
@@ -29,8 +29,6 @@ CONFIGS = HERE.parents[1] / "configs" / "studies"
 # What stands between `<!-- KIND STUDY -->` and `<!-- end -->` is made here.
 _BLOCK = re.compile(r"<!-- (\w+) ?(\w*) -->\n.*?<!-- end -->", re.DOTALL)
 _NAMES = {f"{triple}_{name}": (triple, name) for triple in TRIPLES for name in ANALYSES}
-# The steps of the whole chain, in the studies whose T takes them.
-_CHAIN_STEPS = 1600
 
 
 def main() -> None:
@@ -114,7 +112,7 @@ def _results(study: str) -> list[str]:
     columns = [f"`{name}`" for name in config.evaluations]
     lines = _head(["arm", "steps on the target", *columns])
     for _, arm, steps in places:
-        cells = [_spread(found[arm, steps, name]) for name in config.evaluations]
+        cells = [spread(found[arm, steps, name]) for name in config.evaluations]
         lines.append(_line([arm, f"{steps:,}", *cells]))
     return lines
 
@@ -130,14 +128,16 @@ def _verdicts(study: str) -> list[str]:
 
 
 def _judged(study: str, evaluation: str) -> list[claims.Verdict]:
+    """The verdicts; in sequential studies on T given all steps too, which separability ran."""
     triple, analysis = _NAMES[study]
-    rows = rows_of(study)
+    rows, config = rows_of(study), config_of(study)
     beside = f"{triple}_separability"
     if analysis == "sequential" and beside in studies():
+        chain = sum(config.stages[stage].budgets[-1] for stage in config.arms["B+S+T"])
         rows += [
             dataclasses.replace(row, arm=claims.ALL_STEPS)
             for row in rows_of(beside)
-            if (row.arm, row.pretrain_steps) == ("T", _CHAIN_STEPS)
+            if (row.arm, row.pretrain_steps) == ("T", chain)
         ]
     return claims.judge(analysis, rows, evaluation)
 
@@ -203,20 +203,12 @@ _BLOCKS: dict[str, Callable[[str], list[str]]] = {
 }
 
 
-def _spread(one: tables.Summary) -> str:
-    return f"{100 * one.mean:.1f}" + ("" if one.std is None else f" ± {100 * one.std:.1f}")
-
-
 def _difference(one: claims.Verdict) -> str:
-    text = _points(one.mean)
+    text = points(one.mean)
     if one.interval:
-        low, high = map(_points, one.interval)
+        low, high = map(points, one.interval)
         text += f" ({low} to {high})"
     return text
-
-
-def _points(value: float) -> str:
-    return f"{round(100 * value, 1) + 0.0:+.1f}"  # no -0.0
 
 
 def _cell(one: claims.Verdict) -> str:

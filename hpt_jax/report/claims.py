@@ -20,6 +20,7 @@ from hpt_jax.report.tables import ResultRow, student
 ALL_STEPS = "T@all_steps"
 
 Place = tuple[str, int]  # an arm, and its steps on the target
+Budgets = Mapping[str, Sequence[int]]  # arm -> its numbers of steps on the target, ascending
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Results:
       evaluation: which.
 
     Attributes:
-      budgets: arm -> its numbers of steps on the target, ascending.
+      budgets: of every arm.
       seeds: ascending.
     """
 
@@ -109,9 +110,7 @@ class Results:
                 self._values[row.split].setdefault(place, {})[row.seed] = row.value
                 budgets[row.arm].add(row.pretrain_steps)
         self.seeds = sorted(seeds)
-        self.budgets: Mapping[str, list[int]] = {
-            arm: sorted(found) for arm, found in budgets.items()
-        }
+        self.budgets: Budgets = {arm: sorted(found) for arm, found in budgets.items()}
 
     def mean(self, place: Place, split: str = "test") -> float:
         """Over seeds."""
@@ -201,9 +200,6 @@ def reached(rows: Iterable[ResultRow], evaluation: str) -> list[Reached]:
             verdict = results.verdict(claim)
             found.append(Reached(goal, arm, steps, of_seeds, longest, verdict))
     return found
-
-
-Budgets = Mapping[str, Sequence[int]]
 
 
 def _longest(arm: str, budgets: Budgets) -> Place:

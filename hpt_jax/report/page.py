@@ -24,6 +24,8 @@ from hpt_jax.report.tables import (
     Summary,
     interval,
     order_arms,
+    points,
+    spread,
     summarize,
 )
 from hpt_jax.telemetry.writers import read_metrics
@@ -61,29 +63,26 @@ def _percent(one: Summary) -> str:
     return f"{100 * one.mean:.1f}"
 
 
-def _spread(one: Summary) -> str:
-    return _percent(one) + ("" if one.std is None else f" ± {100 * one.std:.1f}")
-
-
 def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}"
+def _interval(found: tuple[float, float] | None) -> str:
+    return f"{100 * found[0]:.1f} to {100 * found[1]:.1f}" if found else "-"
 
 
-def _interval(found: tuple[float, float] | None, points: str = "%.1f") -> str:
-    return f"{points} to {points}" % (100 * found[0], 100 * found[1]) if found else "-"
+def _interval_of_points(found: tuple[float, float] | None) -> str:
+    return " to ".join(map(points, found)) if found else "-"
 
 
 _FILTERS = {
-    "points": _points,
+    "points": points,
     "interval": _interval,
+    "interval_of_points": _interval_of_points,
     "percent": _percent,
-    "spread": _spread,
+    "spread": spread,
     "duration": _duration,
     "counts": lambda values: ", ".join(f"{value:,}" for value in sorted(values)),
     "numbers": lambda values: ", ".join(f"{value:.3f}" for value in values),

@@ -171,6 +171,17 @@ def student(mean: float, std: float | None, count: int) -> tuple[float, float] |
     return mean - reach, mean + reach
 
 
+def spread(summary: Summary) -> str:
+    """Mean and standard deviation in percent, as tables write them."""
+    std = "" if summary.std is None else f" ± {100 * summary.std:.1f}"
+    return f"{100 * summary.mean:.1f}{std}"
+
+
+def points(difference: float) -> str:
+    """A difference of two fractions in percentage points, with its sign."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"  # no -0.0
+
+
 def longest(rows: Iterable[ResultRow]) -> list[ResultRow]:
     """The rows of each arm's largest number of pretraining steps."""
     rows = list(rows)
@@ -300,7 +311,4 @@ def _summary(group: tuple[str, str, str, int, str, str], values: list[float]) ->
 def _cell(summary: Summary | None, show_seeds: bool) -> str:
     if summary is None:
         return "-"
-    text = f"{100 * summary.mean:.1f}"
-    if summary.std is not None:
-        text += f" ± {100 * summary.std:.1f}"
-    return f"{text} ({summary.seeds})" if show_seeds else text
+    return f"{spread(summary)} ({summary.seeds})" if show_seeds else spread(summary)
