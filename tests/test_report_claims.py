@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 from scipy import stats
+from test_report_tables import row
 
 from hpt_jax.config import ANALYSES
 from hpt_jax.report.claims import ALL_STEPS, Claim, Results, judge, reached
-from tests.test_report_tables import row
 
 
 def rows_of(arms, split="test", evaluation="linear"):
