@@ -57,7 +57,10 @@ def expand(
         known |= inspect_weights(fields.init) or {}
     for name in ARCHITECTURE:
         model[name] = model[name] or known[name]
-    # Where some images are grey and some are not, all become what most pretrained models take.
+    # Where some images are grey and some are not, all become what the checkpoint takes; images of
+    # other channels stay as they are, and the checkpoint's first convolution is converted.
+    if not {known["channels"], data["channels"]} <= {1, 3}:
+        known["channels"] = data["channels"]
     raw["input"]["channels"] = raw["input"]["channels"] or known["channels"]
     rate = 0.06 if fields.init == "random" else 0.03
     raw["optimizer"]["learning_rate"] = raw["optimizer"]["learning_rate"] or rate

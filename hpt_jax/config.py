@@ -48,7 +48,8 @@ class Model:
     arch: str = "resnet50"
     width: int = 64  # channels of the first stage
     stem: str = "imagenet"  # or 'small': 3x3, no max-pool, for images under about 100 px
-    stem_stride: int = 2  # of the small stem
+    # (or 'simclr', 'solo': variants of the two for weights from there)
+    stem_stride: int = 2  # of a stem of 3x3
     bn_groups: int = 4  # groups of the global batch; the reference is 4 of 64 examples
     dtype: str = "float32"  # compute dtype: float32, bfloat16 (or float64, for tests)
 

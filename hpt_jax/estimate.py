@@ -155,9 +155,8 @@ def describe(asked: plan.Plan, workdir: Path) -> list[str]:
         else:
             parts.append(config.dataset)
         if stage.parent is None and config.init != "random":
-            parts.append(
-                config.init if Path(config.init).exists() else f"(not found: {config.init})"
-            )
+            absent = stage.start == plan.UNKNOWN
+            parts.append(f"(not found: {config.init})" if absent else config.init)
         lines.append(f"  {stage.id:28} {state:6} " + "  ".join(part for part in parts if part))
     lines.append("arms:")
     longest = max(len(run.arm) for run in asked.runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -20,18 +21,15 @@ from hpt_jax.paper import statistics_note
 from hpt_jax.parallel import Devices
 from hpt_jax.telemetry.display import Display
 from hpt_jax.weights import load
-from hpt_jax.weights.export import flatten
+from hpt_jax.weights.names import flatten
+from hpt_jax.weights.proof import Proof, prove
 from hpt_jax.workdir import read_json, stage_folder
-
-# Of ImageNet's pixels, as torchvision normalises them.
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def initial_backbone(
     stage: plan.Stage, root: Path, data: StageData | None, devices: Devices
-) -> Backbone:
-    """The parent's backbone, or that of a file, or a random one.
+) -> tuple[Backbone, Proof | None]:
+    """The parent's backbone, or that of a file with the proof that it is whole, or a random one.
 
     Only convolutions, batch norm's scale and bias and its running statistics pass on; the pixel
     statistics are the stage's own, where it reads a dataset.
@@ -41,7 +39,7 @@ def initial_backbone(
     if stage.parent:
         given = load.load(str(stage_folder(root, stage.parent.id).path))
     elif stage.config.init != "random":
-        given = load.load(stage.config.init)
+        given = _file_of(stage, data)
     else:
         given = None
     if data is not None:
@@ -50,16 +48,21 @@ def initial_backbone(
     elif given is not None:
         mean, std, window = given.pixel_mean, given.pixel_std, given.pixel_window
     else:
-        mean, std = _imagenet(stage.config.input.channels or 3)
+        mean, std = load.imagenet_pixels(stage.config.input.channels or 3)
         window = np.zeros(2)
     backbone = init_backbone(model, rng, mean, std, window)
-    return backbone if given is None else load.fill(backbone, given)
+    if given is None:
+        return backbone, None
+    backbone = load.fill(backbone, given)
+    return backbone, None if stage.parent else prove(given, model, backbone)
 
 
-def _imagenet(channels: int) -> tuple[np.ndarray, np.ndarray]:
-    if channels == 3:
-        return IMAGENET_MEAN, IMAGENET_STD
-    return np.full(channels, IMAGENET_MEAN.mean()), np.full(channels, IMAGENET_STD.mean())
+def _file_of(stage: plan.Stage, data: StageData | None) -> load.Weights:
+    """The weights that a first stage starts from, for images of as many channels as it takes."""
+    weights = load.load(stage.config.init, f"stages.{stage.name}.init")
+    had = weights.facts["channels"]
+    wanted = data.store.channels if data else stage.config.input.channels
+    return load.with_channels(weights, wanted or had)
 
 
 def check(
@@ -91,7 +94,7 @@ def check(
     for line in dict.fromkeys(line for stage in todo for line in _warnings(stage, library)):
         display.line(f"note: {line}")
     for stage in todo:
-        _check_weights(stage, library, devices)
+        _check_weights(stage, asked.config.template, library, devices)
 
 
 def _check_target(config: Config, stage: plan.Stage, library: Library) -> None:
@@ -159,22 +162,39 @@ def _check_unchanged(stage: plan.Stage, root: Path) -> None:
             )
 
 
-def _check_weights(stage: plan.Stage, library: Library, devices: Devices) -> None:
+def _check_weights(stage: plan.Stage, template: str, library: Library, devices: Devices) -> None:
     """Checks names and shapes of what the stage will load."""
     if stage.parent is None and stage.config.init == "random":
         return
+
+    def setting(name: str, value: object) -> str:
+        if name == "channels":
+            return f"set --config.input.channels={value}"
+        if name != "missing":
+            return f"--config.model.{name}={value}"
+        if template == "stages":
+            return f"--config.stages.{stage.name}.init_missing={value}"
+        return (
+            f"python -m hpt_jax.weights import {stage.config.init} DST --missing {value}, and "
+            "start from DST"
+        )
+
     like = abstract_backbone(
         pretrain.make_model(stage.config.model, devices), _channels(stage, library)
     )
+    missing = stage.config.init_missing
     if stage.parent is None:
-        given = load.load(stage.config.init)
+        given = _file_of(stage, library.of_stage(stage))
         tensors, source, field = given.tensors, given.source, f"stages.{stage.name}.init"
+        wanted = dataclasses.asdict(stage.config.model)
+        load.check_architecture(given, wanted, field, source, setting)
+        missing = (*missing, *given.facts.get("missing", ()))
     else:
         parent = stage.parent
         model = pretrain.make_model(parent.config.model, devices)
         tensors = flatten(abstract_backbone(model, _channels(parent, library)))
         source, field = f"stage {parent.name}", f"stages.{stage.name}"
-    load.check(flatten(like), tensors, stage.config.init_missing, field, source)
+    load.check(flatten(like), tensors, missing, field, source, setting)
 
 
 def _channels(stage: plan.Stage, library: Library) -> int:
@@ -184,9 +204,10 @@ def _channels(stage: plan.Stage, library: Library) -> int:
         return data.store.channels
     if stage.parent:
         return _channels(stage.parent, library)
+    wanted = stage.config.input.channels
     if stage.config.init != "random":
-        return len(load.load(stage.config.init).pixel_mean)
-    return stage.config.input.channels or 3
+        return wanted or (load.inspect(stage.config.init) or {}).get("channels", 3)
+    return wanted or 3
 
 
 def _warnings(stage: plan.Stage, library: Library) -> list[str]:

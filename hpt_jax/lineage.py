@@ -11,17 +11,21 @@ import numpy as np
 from hpt_jax import plan
 from hpt_jax.library import StageData
 from hpt_jax.models.backbone import Backbone
+from hpt_jax.weights.proof import Proof
 
 _PACKAGES = ("hpt_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
 
 
-def lineage(stage: plan.Stage, data: StageData | None, initial: Backbone) -> dict[str, Any]:
+def lineage(
+    stage: plan.Stage, data: StageData | None, initial: Backbone, proof: Proof | None
+) -> dict[str, Any]:
     """The content of `lineage.json`.
 
     Args:
       stage: planned.
       data: its images, or None where it reads none.
       initial: the backbone it starts from, with the pixel statistics it will use.
+      proof: that the weights it starts from are whole; None where they are not from a file.
     """
     return {
         "id": stage.id,
@@ -34,6 +38,7 @@ def lineage(stage: plan.Stage, data: StageData | None, initial: Backbone) -> dic
             {"id": parent.id, "dataset": parent.config.dataset, "fingerprint": parent.fingerprint}
             for parent in stage.chain[:-1]
         ],
+        "weights": dataclasses.asdict(proof) if proof else None,
         "dataset": _dataset(stage, data) if data else None,
         "pixel_mean": [float(x) for x in np.asarray(initial.pixel_mean)],
         "pixel_std": [float(x) for x in np.asarray(initial.pixel_std)],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,9 +136,11 @@ def run_stage(
     """Starts from the parent's backbone, writes the lineage, trains to the end."""
     folder = stage_folder(root, stage.id)
     data = library.of_stage(stage)
-    initial = handover.initial_backbone(stage, root, data, devices)
-    write_json(folder.lineage, lineage(stage, data, initial))
+    initial, proof = handover.initial_backbone(stage, root, data, devices)
+    write_json(folder.lineage, lineage(stage, data, initial, proof))
     display.line(f"{stage.id}: {words(stage)}, seed {stage.seed}{_recipe(stage)}")
+    for line in proof.lines() if proof else ():
+        display.line(line)
     saving = pretrain.Saving(
         config.log_every_steps, config.save_every_steps, config.save_every_minutes
     )
@@ -209,15 +210,9 @@ def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:
     runs = [one for one in asked.runs if one.arm == asked.config.export]
     of_first_seed = [one for one in runs if one.seed == runs[0].seed]
     stage = max(of_first_seed, key=lambda one: one.pretrain_steps).stage
-    backbone = load.load_stage(stage_folder(root, stage.id))
-    facts = {
-        **dataclasses.asdict(stage.config.model),
-        "channels": len(backbone.pixel_mean),
-        "image_size": stage.config.image_size,
-        "lineage": words(stage),
-        "stage_id": stage.id,
-    }
-    path = export.export_backbone(backbone, facts, root / "export")
+    folder = stage_folder(root, stage.id)
+    facts = load.inspect(str(folder.path)) or {}
+    path = export.export_backbone(load.load_stage(folder), facts, root / "export")
     display.line(f"exported {stage.id} to {path}")
 
 

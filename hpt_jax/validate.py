@@ -23,7 +23,7 @@ from hpt_jax.config import (
     labels_of,
 )
 from hpt_jax.errors import Mistake, nearest
-from hpt_jax.models.resnet import ARCHITECTURES
+from hpt_jax.models.resnet import ARCHITECTURES, STEMS
 
 
 def suggest(name: object, known: Iterable[str]) -> str:
@@ -170,7 +170,8 @@ def _check_model(model: Model, need: Callable[..., None]) -> None:
     known = nearest(model.arch, ARCHITECTURES)
     need(model.arch in ARCHITECTURES, "model.arch", model.arch, "a known architecture", known)
     need(model.width >= 1, "model.width", model.width, "at least 1")
-    need(model.stem in ("imagenet", "small"), "model.stem", model.stem, "imagenet or small")
+    stems = tuple(STEMS)
+    need(model.stem in stems, "model.stem", model.stem, f"one of {stems}")
     need(model.stem_stride in (1, 2), "model.stem_stride", model.stem_stride, "1 or 2")
     dtypes = ("float32", "bfloat16", "float64")
     need(model.dtype in dtypes, "model.dtype", model.dtype, f"one of {dtypes}")

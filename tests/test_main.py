@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from hpt_jax import run
 from hpt_jax.main import main, parse
@@ -238,6 +238,13 @@ def write_export(folder, channels=1, arch="resnet10", width=4):
     return export_backbone(backbone, facts, folder)
 
 
+def write_partial(folder):
+    """The tensors of an export but for layer4, with nothing said of them."""
+    whole = load_file(write_export(folder / "partial"))
+    save_file({k: v for k, v in whole.items() if "layer4" not in k}, folder / "part.safetensors")
+    return folder / "part.safetensors"
+
+
 @pytest.fixture
 def images(tmp_path):
     write_images(tmp_path / "images")
@@ -261,21 +268,20 @@ def test_files_that_are_no_weights_are_named(ask, tmp_path):
 
 
 @pytest.mark.usefixtures("images")
-def test_weights_of_another_architecture_list_names_and_shapes(ask, tmp_path):
+def test_weights_of_another_architecture_say_of_which(ask, tmp_path):
     line = one(ask(f"{INIT}={write_export(tmp_path / 'a', arch='resnet18')}"))
     assert line.startswith("stages.target.init = ")
-    assert "layer1.1.bn1.bias is not in this architecture" in line
-    assert "--config.model.arch" in line
+    assert "resnet10, width 4" in line
+    assert "they are of resnet18, width 4" in line
+    assert "--config.model.arch=resnet18" in line
     line = one(ask(f"{INIT}={write_export(tmp_path / 'b', width=8)}"))
-    assert "bn1.bias is [8], expected [4]" in line
     assert "--config.model.width=8" in line
-
-
-@pytest.mark.usefixtures("images")
-def test_weights_for_other_channels_say_which(ask, tmp_path):
-    line = one(ask(f"{INIT}={write_export(tmp_path / 'a', channels=3)}"))
-    assert "take images of 3 channels, the data has 1" in line
-    assert "--config.input.channels=3" in line
+    partial = write_partial(tmp_path)
+    line = one(ask(f"{INIT}={partial}"))
+    assert "--config.model.stem_stride=1 (or import it with --stem-stride 2" in line
+    line = one(ask(f"{INIT}={partial}", "--config.model.stem_stride=1"))
+    assert "layer4.0.bn1.bias [32] is missing" in line
+    assert "--config.stages.target.init_missing=layer4" in line
 
 
 @pytest.mark.usefixtures("images")

@@ -11,7 +11,7 @@ from hpt_jax.models import resnet
 from hpt_jax.models.backbone import abstract_backbone, init_backbone, jit_once
 from hpt_jax.models.heads import ProjectionHead
 from hpt_jax.models.resnet import ResNet
-from hpt_jax.weights.export import flatten
+from hpt_jax.weights.names import flatten
 
 PAPER = {
     "resnet10": (False, (1, 1, 1, 1)),

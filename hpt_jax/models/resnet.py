@@ -7,6 +7,7 @@ Modules are named as torchvision names them: `layer1_0_conv1` for `layer1.0.conv
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,34 @@ ARCHITECTURES: dict[str, tuple[bool, tuple[int, ...]]] = {
     "resnet34": (False, (3, 4, 6, 3)),
     "resnet50": (True, (3, 4, 6, 3)),
     "resnet101": (True, (3, 4, 23, 3)),
+    "resnet152": (True, (3, 8, 36, 3)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stem:
+    """The first convolution and what follows it.
+
+    Attributes:
+      kernel: side of the convolution's kernel, pixels.
+      padding: of the convolution on every side, pixels.
+      stride: of the convolution; None: the model's `stem_stride`.
+      pool: padding of a 3x3 max-pool of stride 2, as `nn.max_pool` takes it; None: no pool.
+    """
+
+    kernel: int
+    padding: int
+    stride: int | None = None
+    pool: Any = None
+
+
+# 'simclr' and 'solo' exist for the sake of weights that were trained so, by google-research/simclr
+# (TensorFlow's SAME pads even maps on the right alone) and by solo-learn for CIFAR.
+STEMS = {
+    "imagenet": Stem(7, 3, 2, ((1, 1), (1, 1))),
+    "simclr": Stem(7, 3, 2, "SAME"),
+    "small": Stem(3, 1),
+    "solo": Stem(3, 2),
 }
 
 
@@ -34,9 +63,9 @@ class ResNet(nn.Module):
     Attributes:
       arch: a name in `ARCHITECTURES`.
       width: channels of the stem and the first stage (64 in the paper).
-      stem: 'imagenet' (7x7, stride 2, max-pool) or 'small' (3x3, no max-pool; for images under
-        about 100 pixels).
-      stem_stride: stride of the small stem, 1 or 2.
+      stem: a name in `STEMS`: 'imagenet' (7x7, stride 2, max-pool) or 'small' (3x3, no max-pool;
+        for images under about 100 pixels), or a variant of these for weights that need it.
+      stem_stride: stride of a stem of 3x3, 1 or 2.
       dtype: compute dtype of convolutions and activations.
       layout: how a shard lies in the batch-norm groups.
       bn_momentum: torch's momentum of the running statistics.
@@ -71,13 +100,12 @@ class ResNet(nn.Module):
         """
         bottleneck, stages = ARCHITECTURES[self.arch]
         x = x.astype(self.dtype)
-        if self.stem == "imagenet":
-            x = self._conv(x, self.width, 7, 2, "conv1")
-        else:
-            x = self._conv(x, self.width, 3, self.stem_stride, "conv1")
+        stem = STEMS[self.stem]
+        stride = stem.stride or self.stem_stride
+        x = self._conv(x, self.width, stem.kernel, stride, "conv1", stem.padding)
         x = nn.relu(self._bn(x, train, "bn1"))
-        if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        if stem.pool is not None:
+            x = nn.max_pool(x, (3, 3), (2, 2), stem.pool)
         block = self._bottleneck if bottleneck else self._basic
         for stage, blocks in enumerate(stages):
             for index in range(blocks):
@@ -87,12 +115,20 @@ class ResNet(nn.Module):
                 self.sow("intermediates", name, x)
         return x.astype(jnp.promote_types(jnp.float32, self.dtype)).mean((1, 2))
 
-    def _conv(self, x: jax.Array, channels: int, kernel: int, stride: int, name: str) -> jax.Array:
+    def _conv(
+        self,
+        x: jax.Array,
+        channels: int,
+        kernel: int,
+        stride: int,
+        name: str,
+        padding: int | None = None,
+    ) -> jax.Array:
         return nn.Conv(
             channels,
             (kernel, kernel),
             (stride, stride),
-            padding=kernel // 2,
+            padding=kernel // 2 if padding is None else padding,
             use_bias=False,
             dtype=self.dtype,
             param_dtype=jnp.promote_types(jnp.float32, self.dtype),

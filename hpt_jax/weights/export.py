@@ -1,80 +1,85 @@
-"""A backbone as one safetensors file with timm's and torchvision's names, and a card beside it."""
+"""A backbone as a file for other libraries, and a card beside it that says how to use it."""
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
-import os
+import pickle
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 from safetensors.numpy import save
 
+from hpt_jax.errors import UserError
 from hpt_jax.models.backbone import Backbone
+from hpt_jax.models.resnet import ARCHITECTURES, STEMS
+from hpt_jax.weights import torch_model
+from hpt_jax.weights.names import flatten, to_torch
+from hpt_jax.workdir import whole
 
-_BLOCK = re.compile(r"(layer\d)_(\d+)_(.+)")
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
+Tensors = Mapping[str, np.ndarray]
+Facts = Mapping[str, Any]
 
 
-def torch_name(module: str, leaf: str) -> str:
-    """A tensor's name in torchvision: ('layer1_0_conv1', 'kernel') -> layer1.0.conv1.weight."""
-    block = _BLOCK.fullmatch(module)
-    if block:
-        inner = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
-        module = f"{block[1]}.{block[2]}.{inner.get(block[3], block[3])}"
-    return f"{module}.{_LEAVES[leaf]}"
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One kind of file.
 
-
-def flatten(backbone: Any) -> dict[str, np.ndarray]:
-    """A backbone's tensors by torchvision's names, convolutions still [h, w, in, out].
-
-    Args:
-      backbone: anything with `params` and `batch_stats`: nested dicts {module: {leaf: array}}.
+    Attributes:
+      files: (tensors, facts) -> name and content of each file.
+      usage: facts -> how to load it, for the card; Markdown.
+      unfit: facts -> why the format cannot hold this network; '' where it can.
     """
-    both = [*traverse_util.flatten_dict(backbone.params).items()]
-    both += traverse_util.flatten_dict(backbone.batch_stats).items()
-    return {torch_name(*path): value for path, value in both}
+
+    files: Callable[[Tensors, Facts], dict[str, bytes]]
+    usage: Callable[[Facts], str]
+    unfit: Callable[[Facts], str] = lambda facts: ""
 
 
-def export_backbone(backbone: Backbone, facts: dict[str, Any], folder: Path) -> Path:
-    """Writes `backbone.safetensors` and `card.md`, both by rename.
+def export_backbone(
+    backbone: Backbone, facts: Facts, folder: Path, kind: str = "safetensors"
+) -> Path:
+    """Writes a backbone and its card into a folder, each by rename.
 
     Args:
       backbone: what to write; convolutions become torch's [out, in, h, w].
-      facts: what the file says of itself: the model's fields, image size, lineage.
+      facts: what the files say of themselves: the model's fields, channels, image size, lineage.
       folder: made if it is not there.
+      kind: a name in `FORMATS`.
 
     Returns:
-      The path of the file.
+      The path of the weights.
+
+    Raises:
+      UserError: the format cannot hold this network, or needs a package that is not there.
     """
-    tensors = {}
-    for name, value in flatten(backbone).items():
-        array = np.asarray(value)
-        tensors[name] = np.ascontiguousarray(
-            array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
-        )
-    mean = [float(x) for x in np.asarray(backbone.pixel_mean)]
-    std = [float(x) for x in np.asarray(backbone.pixel_std)]
-    window = [int(x) for x in np.asarray(backbone.pixel_window)]
-    facts = {**facts, "pixel_mean": mean, "pixel_std": std, "pixel_window": window}
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / "backbone.safetensors"
-    temporary = target.with_name(target.name + ".tmp")
+    tensors = {name: to_torch(np.asarray(value)) for name, value in flatten(backbone).items()}
+    facts = {
+        **facts,
+        "pixel_mean": [float(x) for x in np.asarray(backbone.pixel_mean)],
+        "pixel_std": [float(x) for x in np.asarray(backbone.pixel_std)],
+        "pixel_window": [int(x) for x in np.asarray(backbone.pixel_window)],
+    }
+    made = FORMATS[kind]
+    reason = made.unfit(facts)
+    if reason:
+        fix = "--format safetensors takes every network, torchvision and onnx nearly every one."
+        raise UserError("--format", kind, f"a network that it can hold, but {reason}", fix)
+    written = made.files(tensors, facts)
+    card = _card(facts, len(tensors), made.usage(facts))
+    for name, content in {**written, "card.md": card.encode()}.items():
+        with whole(folder / name) as temporary:
+            temporary.write_bytes(content)
+    return folder / next(iter(written))
+
+
+def _safetensors(tensors: Tensors, facts: Facts) -> dict[str, bytes]:
     metadata = {"format": "pt", "hpt_jax": json.dumps(facts, sort_keys=True)}
-    temporary.write_bytes(_ordered(save(tensors, metadata)))
-    os.replace(temporary, target)
-    temporary = folder / "card.md.tmp"
-    temporary.write_text(_card(facts, len(tensors)))
-    os.replace(temporary, folder / "card.md")
-    return target
+    return {"backbone.safetensors": _ordered(save(dict(tensors), metadata))}
 
 
 def _ordered(file: bytes) -> bytes:
@@ -89,22 +94,218 @@ def _ordered(file: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + file[start:]
 
 
-def _card(facts: dict[str, Any], tensors: int) -> str:
+def _torchvision(tensors: Tensors, facts: Facts) -> dict[str, bytes]:
+    torch = torch_model.needed("torch", "--format", "torchvision")
+    file = io.BytesIO()
+    torch.save({name: torch.tensor(value) for name, value in tensors.items()}, file)
+    return {"backbone.pth": file.getvalue()}
+
+
+def _timm(tensors: Tensors, facts: Facts) -> dict[str, bytes]:
+    side = facts.get("image_size", 224)
+    config = {
+        "architecture": facts["arch"],
+        "num_classes": 0,
+        "num_features": len(tensors["layer4.0.bn2.weight"]) * (4 if _is_deep(facts) else 1),
+        "pretrained_cfg": {
+            "input_size": [facts["channels"], side, side],
+            "fixed_input_size": False,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "mean": facts["pixel_mean"],
+            "std": facts["pixel_std"],
+            "num_classes": 0,
+            "first_conv": "conv1",
+            "classifier": "fc",
+        },
+    }
+    text = json.dumps(config, indent=1) + "\n"
+    return {"model.safetensors": _safetensors(tensors, facts)["backbone.safetensors"],
+            "config.json": text.encode()}  # fmt: skip
+
+
+def _timm_unfit(facts: Facts) -> str:
+    if facts["arch"] == "resnet10":
+        return "timm has no resnet10"
+    if facts["width"] != 64 or facts["stem"] != "imagenet":
+        return "timm builds ResNets of width 64 with the stem 'imagenet' alone"
+    if facts["channels"] not in (1, 3):
+        return "timm starts the first convolution at random for other than 1 and 3 channels"
+    return ""
+
+
+def _detectron2(tensors: Tensors, facts: Facts) -> dict[str, bytes]:
+    model = {detectron2_name(name): value for name, value in tensors.items()}
+    content = {"model": model, "__author__": "hpt_jax", "matching_heuristics": True}
+    return {"backbone.pkl": pickle.dumps(content, protocol=4)}
+
+
+def detectron2_name(name: str) -> str:
+    """Torchvision's name in detectron2: layer1.0.bn2.weight -> res2.0.conv2.norm.weight."""
+    name = re.sub(r"^layer(\d)", lambda layer: f"res{int(layer[1]) + 1}", name)
+    name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+    name = re.sub(r"\bbn(\d)", r"conv\1.norm", name)
+    return name if name.startswith("res") else f"stem.{name}"
+
+
+def _detectron2_unfit(facts: Facts) -> str:
+    if facts["stem"] != "imagenet":
+        return "detectron2's stem is 'imagenet' alone"
+    return "detectron2 has no such depth" if facts["arch"] == "resnet10" else ""
+
+
+def _onnx(tensors: Tensors, facts: Facts) -> dict[str, bytes]:
+    return {"backbone.onnx": torch_model.onnx(tensors, facts)}
+
+
+def _is_deep(facts: Facts) -> bool:
+    return ARCHITECTURES[facts["arch"]][0]
+
+
+def _code(lines: str) -> str:
+    return f"```python\n{lines.strip()}\n```"
+
+
+def _use_safetensors(facts: Facts) -> str:
+    return (
+        "Of hpt_jax: `--config.init=PATH` starts from it. Elsewhere (torchvision's and timm's "
+        "names, no classifier):\n\n"
+        + _code(
+            "from safetensors.torch import load_file\n\n"
+            f"{_network(facts)}\n"
+            'model.load_state_dict(load_file("backbone.safetensors"))\n'
+            "model.eval()"
+        )
+    )
+
+
+def _use_torchvision(facts: Facts) -> str:
+    return _code(
+        f"{_network(facts)}\n"
+        'model.load_state_dict(torch.load("backbone.pth", weights_only=True))\n'
+        "model.eval()"
+    )
+
+
+def _network(facts: Facts) -> str:
+    """Code that builds the network from torchvision's parts, as `torch_model.build` does."""
+    deep, stages = ARCHITECTURES[facts["arch"]]
+    stem, width = STEMS[facts["stem"]], facts["width"]
+    lines = ["import torch", "import torchvision", ""]
+    made = "torchvision.models.ResNet"
+    if width != 64:
+        made = "ResNet"
+        lines += [
+            "",
+            "class ResNet(torchvision.models.ResNet):  # whose own width is 64",
+            "    def _make_layer(self, block, planes, *args, **kwargs):",
+            "        if planes == 64:",
+            f"            self.inplanes = {width}",
+            f"        return super()._make_layer(block, planes * {width} // 64, *args, **kwargs)",
+            "",
+            "",
+        ]
+    block = "Bottleneck" if deep else "BasicBlock"
+    lines += [
+        f"model = {made}(torchvision.models.resnet.{block}, {list(stages)})",
+        f"model.conv1 = torch.nn.Conv2d({facts['channels']}, {width}, {stem.kernel}, "
+        f"{stem.stride or facts['stem_stride']}, {stem.padding}, bias=False)",
+    ]
+    if width != 64:
+        lines.append(f"model.bn1 = torch.nn.BatchNorm2d({width})")
+    if stem.pool is None:
+        lines.append("model.maxpool = torch.nn.Identity()")
+    elif stem.pool == "SAME":
+        lines.append("# TensorFlow's SAME, on images whose side is a multiple of 4.")
+        lines.append("model.maxpool = torch.nn.MaxPool2d(3, 2, ceil_mode=True)")
+    lines.append("model.fc = torch.nn.Identity()")
+    return "\n".join(lines)
+
+
+def _use_timm(facts: Facts) -> str:
+    channels = "" if facts["channels"] == 3 else f", in_chans={facts['channels']}"
+    return "PATH is this folder.\n\n" + _code(
+        f'import timm\n\nmodel = timm.create_model("local-dir:PATH", pretrained=True{channels})\n'
+        "model.eval()"
+    )
+
+
+def _use_detectron2(facts: Facts) -> str:
+    depth = facts["arch"].removeprefix("resnet")
+    mean = [round(255 * value, 3) for value in facts["pixel_mean"]]
+    std = [round(255 * value, 3) for value in facts["pixel_std"]]
+    width = facts["width"]
+    return f"""A config of detectron2, where pixels are 0 to 255, and RGB where it is asked for:
+
+```yaml
+MODEL:
+  WEIGHTS: "PATH/backbone.pkl"
+  PIXEL_MEAN: {mean}
+  PIXEL_STD: {std}
+  RESNETS:
+    DEPTH: {depth}
+    STRIDE_IN_1X1: False
+    STEM_OUT_CHANNELS: {width}
+    WIDTH_PER_GROUP: {width}
+    RES2_OUT_CHANNELS: {width * (4 if _is_deep(facts) else 1)}
+INPUT:
+  FORMAT: "RGB"
+```"""
+
+
+def _use_onnx(facts: Facts) -> str:
+    shapes = "Input `images`, float32 [n, channels, height, width], any size; output `features`."
+    code = (
+        "import onnxruntime\n\n"
+        'session = onnxruntime.InferenceSession("backbone.onnx")\n'
+        '(features,) = session.run(None, {"images": images})'
+    )
+    return f"{shapes}\n\n{_code(code)}"
+
+
+FORMATS: dict[str, Format] = {
+    "torchvision": Format(_torchvision, _use_torchvision),
+    "timm": Format(_timm, _use_timm, _timm_unfit),
+    "safetensors": Format(_safetensors, _use_safetensors),
+    "detectron2": Format(_detectron2, _use_detectron2, _detectron2_unfit),
+    "onnx": Format(_onnx, _use_onnx),
+}
+
+
+def _card(facts: Facts, tensors: int, usage: str) -> str:
+    stem = STEMS[facts["stem"]]
+    stride = stem.stride or facts["stem_stride"]
+    size = f"{facts['image_size']} px" if "image_size" in facts else "of a size that is not known"
+    order = {1: " (grey)", 3: " in RGB order"}.get(facts["channels"], "")
+    missing = "".join(
+        f"- Without {part}: the file that it comes from lacked it.\n"
+        for part in facts.get("missing", ())
+    )
     return f"""# Backbone
 
-{facts["arch"]}, width {facts["width"]}, stem `{facts["stem"]}` (stride {facts["stem_stride"]}), \
-{tensors} tensors with torchvision's and timm's names, without a classifier.
+{facts["arch"]}, width {facts["width"]}, stem `{facts["stem"]}` (stride {stride}), \
+{tensors} tensors, without a classifier.
 
 - Lineage: {facts["lineage"]}
-- Input: {facts["channels"]} channels{" in RGB order" if facts["channels"] == 3 else ""}, \
-{facts["image_size"]} px, {_scaling(facts["pixel_window"])}, then normalised with
+- Input: {facts["channels"]} channels{order}, {size}, {_scaling(facts["pixel_window"])}, then \
+normalised with
   - mean {facts["pixel_mean"]}
   - std {facts["pixel_std"]}
-- Convolutions are [out, in, height, width], padded by kernel // 2 on every side; the stride of a \
-bottleneck is on its 3x3.
+{missing}- Convolutions are padded by kernel // 2 on every side{_padding(facts["stem"])}; \
+the stride of a bottleneck is on its 3x3.
 - Batch norm: epsilon 1e-5, running statistics of the last stage; use them (evaluation mode) for \
-features.
+features. Features are the mean over the last map.
+
+## To load it
+
+{usage}
 """
+
+
+def _padding(stem: str) -> str:
+    if STEMS[stem].pool == "SAME":
+        return ", the max-pool on the right alone (TensorFlow's SAME)"
+    return ", the first one by 2" if stem == "solo" else ""
 
 
 def _scaling(window: list[int]) -> str:

@@ -1,25 +1,41 @@
-"""Backbones that a stage starts from: our stages and our exports, loaded strictly or not at all."""
+"""Backbones that a stage starts from, ours or anyone's: loaded strictly or not at all."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
 
 from hpt_jax import checkpoints
 from hpt_jax.errors import UserError
 from hpt_jax.models.backbone import Backbone
-from hpt_jax.weights.export import flatten, torch_name
+from hpt_jax.models.resnet import ARCHITECTURES, STEMS
+from hpt_jax.weights import dialects, files
+from hpt_jax.weights.names import flatten, torch_name
 from hpt_jax.workdir import StageFolder, read_json
 
-_EXPECTED = "a finished stage's folder, or a backbone.safetensors that hpt_jax exported"
+# Of ImageNet's pixels, as torchvision normalises them.
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+# The fields of a model that its weights decide.
+ARCHITECTURE = ("arch", "width", "stem", "stem_stride")
+# What our files say of themselves beyond their tensors, and of which type it is.
+_TOLD = {
+    "stem": str, "stem_stride": int, "bn_groups": int, "dtype": str, "image_size": int,
+    "lineage": str, "stage_id": str, "missing": list, "pixel_mean": list, "pixel_std": list,
+    "pixel_window": list,
+}  # fmt: skip
+STRIDE_ASSUMED = "a file does not say the stride of a 3x3 stem: 1 is assumed"
+# How a message names a setting that would help: ('arch', 'resnet18') -> '--arch resnet18'.
+Setting = Callable[[str, object], str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,40 +44,75 @@ class Weights:
 
     Attributes:
       tensors: by torchvision's names, convolutions as [h, w, in, out].
+      facts: the model's fields (`ARCHITECTURE`), 'channels', and what the file says of itself.
       pixel_mean: f32[C].
       pixel_std: f32[C].
       pixel_window: i32[2], as in `Backbone`.
       source: where they come from, in words.
+      dialect: who names tensors so, in words.
+      unused: name in the file -> shape, of what is no part of the backbone.
+      notes: what was concluded or assumed, in sentences.
     """
 
     tensors: Mapping[str, Any]
+    facts: Mapping[str, Any]
     pixel_mean: np.ndarray
     pixel_std: np.ndarray
     pixel_window: np.ndarray
     source: str
+    dialect: str = "hpt_jax"
+    unused: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def load(path: str) -> Weights:
-    """Reads a stage folder of ours or an exported `.safetensors`.
+def load(path: str, field: str = "init", prefix: str | None = None) -> Weights:
+    """Reads a stage folder of ours, or a file or folder of any dialect (see `dialects`).
+
+    Args:
+      path: as the user wrote it.
+      field: the config's field or the flag to blame.
+      prefix: what the backbone's names in the file begin with; None: found out.
 
     Raises:
-      UserError: if it is neither.
+      UserError: there is no backbone in it, or it must not be trusted.
     """
     if _is_stage(path):
         folder = StageFolder(Path(path))
-        backbone = load_stage(folder)
-        lineage = read_json(folder.lineage)
+        backbone, lineage = load_stage(folder), read_json(folder.lineage)
         return Weights(
-            flatten(backbone),
-            np.asarray(backbone.pixel_mean),
-            np.asarray(backbone.pixel_std),
-            np.asarray(backbone.pixel_window),
-            lineage["words"],
+            tensors=flatten(backbone),
+            facts=_facts_of_stage(lineage),
+            pixel_mean=np.asarray(backbone.pixel_mean),
+            pixel_std=np.asarray(backbone.pixel_std),
+            pixel_window=np.asarray(backbone.pixel_window),
+            source=lineage["words"],
         )
-    tensors, facts = _read_safetensors(path)
-    mean, std = (np.asarray(facts[f"pixel_{name}"], np.float32) for name in ("mean", "std"))
-    window = np.array(facts.get("pixel_window", (0, 0)), np.int32)
-    return Weights(tensors, mean, std, window, f"{path}, {facts['lineage']}")
+    file = _locate(path, field)
+    if file is None:
+        raise UserError(field, path, files.EXPECTED, "(not found, or unfinished) Check the path.")
+    content = files.read(file, field)
+    found = dialects.find(content, prefix, field, path)
+    _check_finite(found.tensors, field, path)
+    facts = _architecture(found, field, path)
+    told = _told(content.metadata, facts["channels"], field, path)
+    facts |= told
+    notes = list(found.notes)
+    if STEMS[facts["stem"]].stride is None and "stem_stride" not in told:
+        notes.append(STRIDE_ASSUMED)
+    mean, std, assumed = _pixels(told, facts["channels"], found.pixels, file)
+    window = np.array(told.get("pixel_window", (0, 0)), np.int32)
+    source = f"{path}, {told['lineage']}" if told.get("lineage") else path
+    return Weights(
+        tensors=found.tensors,
+        facts=facts,
+        pixel_mean=mean,
+        pixel_std=std,
+        pixel_window=window,
+        source=source,
+        dialect="hpt_jax" if told else found.dialect,
+        unused=found.unused,
+        notes=(*notes, *assumed),
+    )
 
 
 def load_stage(folder: StageFolder) -> Backbone:
@@ -83,31 +134,98 @@ def load_stage(folder: StageFolder) -> Backbone:
 
 def inspect(path: str) -> Mapping[str, Any] | None:
     """The model's fields and the channels of a checkpoint; None where there is no such file."""
-    if not Path(path).exists():
-        return None
     if _is_stage(path):
-        lineage = read_json(StageFolder(Path(path)).lineage)
-        return {**lineage["config"]["model"], "channels": len(lineage["pixel_mean"])}
-    return _read_safetensors(path)[1]
+        return _facts_of_stage(read_json(StageFolder(Path(path)).lineage))
+    return load(path).facts if _locate(path, "init") else None
+
+
+def _facts_of_stage(lineage: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **lineage["config"]["model"],
+        "channels": len(lineage["pixel_mean"]),
+        "image_size": lineage["config"]["image_size"],
+        "lineage": lineage["words"],
+        "stage_id": lineage["id"],
+    }
 
 
 def fingerprint(path: str) -> str | None:
     """A hash of a checkpoint's content; None where there is no such file."""
-    if not Path(path).exists():
-        return None
     if _is_stage(path):
         return read_json(StageFolder(Path(path)).lineage)["id"]
-    if not Path(path).is_file():
-        raise UserError("init", path, _EXPECTED, "It is a folder that no finished stage is in.")
-    return checkpoints.file_hash(Path(path))
+    file = _locate(path, "init")
+    if file is None:
+        return None
+    if files.tensorflow_index(file):
+        parts = sorted(file.parent.glob(f"{file.name}.[di]*"))  # .data-00000-of-00001 and .index
+        return "-".join(checkpoints.file_hash(part) for part in parts)
+    return checkpoints.file_hash(file)
+
+
+def with_channels(weights: Weights, channels: int) -> Weights:
+    """The same weights for images of another number of channels, by timm's rule.
+
+    For one channel the first convolution is summed over its input channels, which is what it
+    computes of grey repeated; for n its channels repeat in turn, scaled by (channels it had) / n,
+    which keeps the size of its response. Pixel statistics become their mean, or repeat in turn.
+    """
+    kernel = weights.tensors.get("conv1.weight")
+    mean, std = weights.pixel_mean, weights.pixel_std
+    had = len(mean)
+    if channels == had or kernel is None:
+        return weights
+    if channels == 1:
+        how, kernel = "summed over", kernel.sum(2, keepdims=True)
+        mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
+    else:
+        turn = np.arange(channels) % had
+        how, mean, std = "repeated in turn from", mean[turn], std[turn]
+        kernel = kernel[:, :, turn] * kernel.dtype.type(had / channels)
+    note = f"the first convolution takes {channels} channels, {how} its {had}"
+    return dataclasses.replace(
+        weights,
+        tensors={**weights.tensors, "conv1.weight": kernel},
+        facts={**weights.facts, "channels": channels},
+        pixel_mean=mean,
+        pixel_std=std,
+        notes=(*weights.notes, note),
+    )
+
+
+def check_architecture(
+    weights: Weights, wanted: Mapping[str, Any], field: str, source: str, setting: Setting
+) -> None:
+    """Compares what the weights are of with what they are wanted for.
+
+    Args:
+      weights: as loaded.
+      wanted: a value for each of `ARCHITECTURE`.
+      field: the config's field or the flag to blame.
+      source: the file.
+      setting: names what to set, so that it fits.
+
+    Raises:
+      UserError: says of what network the file is, and how to take it.
+    """
+    differ = [name for name in ARCHITECTURE if weights.facts[name] != wanted[name]]
+    if "stem_stride" in differ and STEMS[weights.facts["stem"]].stride is not None:
+        differ.remove("stem_stride")
+    if differ:
+        fix = " ".join(setting(name, weights.facts[name]) for name in differ)
+        if "stem_stride" in differ and STRIDE_ASSUMED in weights.notes:
+            stride = wanted["stem_stride"]
+            fix += f" (or import it with --stem-stride {stride}, if it was trained so)"
+        expected = f"weights of {_in_words(wanted)}, but they are of {_in_words(weights.facts)}"
+        raise UserError(field, source, expected, f"To take them as they are: {fix}")
 
 
 def check(
     wanted: Mapping[str, Any],
     given: Mapping[str, Any],
-    missing_allowed: tuple[str, ...],
+    missing_allowed: Iterable[str],
     field: str,
     source: str,
+    setting: Setting,
 ) -> None:
     """Compares tensors by name and shape.
 
@@ -117,26 +235,32 @@ def check(
       missing_allowed: modules, like 'layer4', that may be absent.
       field: the config field to blame.
       source: where `given` comes from, in words.
+      setting: names what to set, so that it fits.
 
     Raises:
       UserError: names and shapes of whatever does not match, the likely cause and its fix.
     """
-    problems = []
-    for name, value in wanted.items():
-        if name in given and tuple(given[name].shape) != tuple(value.shape):
-            shapes = f"{list(given[name].shape)}, expected {list(value.shape)}"
-            problems.append(f"{name} is {shapes}")
-        elif name not in given and not name.startswith(tuple(f"{m}." for m in missing_allowed)):
-            problems.append(f"{name} {list(value.shape)} is missing")
-    problems += [f"{name} is not in this architecture" for name in given.keys() - wanted.keys()]
+    allowed = tuple(f"{part}." for part in missing_allowed)
+    shapes = {
+        name: f"{name} is {list(given[name].shape)}, expected {list(value.shape)}"
+        for name, value in wanted.items()
+        if name in given and tuple(given[name].shape) != tuple(value.shape)
+    }
+    missing = {
+        name: f"{name} {list(value.shape)} is missing"
+        for name, value in wanted.items()
+        if name not in given and not name.startswith(allowed)
+    }
+    extra = {name: f"{name} is not in this architecture" for name in given.keys() - wanted.keys()}
+    problems = sorted({**shapes, **missing, **extra}.values())
     if problems:
-        shown = "; ".join(sorted(problems)[:6]) + ("; ..." if len(problems) > 6 else "")
+        shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
         raise UserError(
             field,
             source,
             f"a backbone of the configured architecture, but {len(problems)} of {len(wanted)} "
             f"tensors do not match: {shown}",
-            _fix(wanted, given),
+            _fix(wanted, given, list(missing), list(extra), setting),
         )
 
 
@@ -158,19 +282,147 @@ def fill(like: Backbone, weights: Weights) -> Backbone:
     return dataclasses.replace(like, params=place(like.params), batch_stats=place(like.batch_stats))
 
 
-def _fix(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+def imagenet_pixels(channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of ImageNet's pixels, f32[channels] each."""
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    full = np.full(channels, 1, np.float32)
+    return full * IMAGENET_MEAN.mean(), full * IMAGENET_STD.mean()
+
+
+def _fix(
+    wanted: Mapping[str, Any],
+    given: Mapping[str, Any],
+    missing: list[str],
+    extra: list[str],
+    setting: Setting,
+) -> str:
     """The likeliest cause, and what to set."""
     ours, theirs = wanted["conv1.weight"].shape, given.get("conv1.weight", np.zeros(())).shape
     if len(theirs) == 4 and ours[2] != theirs[2]:
         return (
-            f"The weights take images of {theirs[2]} channels, the data has {ours[2]}: set "
-            f"--config.input.channels={theirs[2]} (1: luma, 3: grey is repeated)."
+            f"The weights take images of {theirs[2]} channels, the data has {ours[2]}: "
+            f"{setting('channels', theirs[2])} (1: luma, 3: grey is repeated)."
         )
-    if len(theirs) == 4 and ours[3] != theirs[3]:
-        return f"The weights have --config.model.width={theirs[3]}."
-    if len(theirs) == 4 and ours[0] != theirs[0]:
-        return f"The weights have --config.model.stem={'small' if theirs[0] == 3 else 'imagenet'}."
-    return "Set --config.model.arch, or name the parts the file lacks in `init_missing`."
+    if any(name.startswith("conv1.") for name in extra):
+        return "Its first layer is not one convolution (ResNet-C or D); ours is."
+    if extra and not missing:
+        return f"It is a ResNet with parts that ours has not ({extra[0]})."
+    if missing:
+        parts = ",".join(_parts(missing, wanted))
+        return f"The file lacks {parts}; to start them at random: {setting('missing', parts)}"
+    return "It is a ResNet of another kind, such as a wide one or a ResNeXt; ours is a plain one."
+
+
+def _parts(missing: list[str], wanted: Mapping[str, Any]) -> list[str]:
+    """Missing tensors as modules, a whole layer where all of it is missing."""
+    parts: dict[str, None] = {}
+    for name in missing:
+        layer, module = name.partition(".")[0], name.rpartition(".")[0]
+        whole = all(other in missing for other in wanted if other.startswith(f"{layer}."))
+        parts[layer if whole else module] = None
+    return list(parts)
+
+
+def _in_words(facts: Mapping[str, Any]) -> str:
+    stride = f", stride {facts['stem_stride']}" if STEMS[facts["stem"]].stride is None else ""
+    return f"{facts['arch']}, width {facts['width']}, stem {facts['stem']}{stride}"
+
+
+def _architecture(found: dialects.Found, field: str, source: str) -> dict[str, Any]:
+    """The fields of `ARCHITECTURE`, and the channels, from names and shapes."""
+    tensors = found.tensors
+    blocks: dict[int, int] = {}
+    for name in tensors:
+        if block := re.match(r"layer(\d+)\.(\d+)\.", name):
+            blocks[int(block[1])] = max(blocks.get(int(block[1]), 0), int(block[2]) + 1)
+    bottleneck = any(re.match(r"layer\d+\.\d+\.conv3\.", name) for name in tensors)
+    arch = next(
+        (
+            arch
+            for arch, (deep, stages) in ARCHITECTURES.items()
+            # A layer that is missing fits any depth: `check` will name it.
+            if deep == bottleneck and all(
+                layer <= len(stages) and stages[layer - 1] == count
+                for layer, count in blocks.items()
+            )
+        ),
+        None,
+    )  # fmt: skip
+    if arch is None:
+        kind = "bottlenecks" if bottleneck else "basic blocks"
+        counts = ", ".join(str(blocks[layer]) for layer in sorted(blocks))
+        expected = f"one of {', '.join(ARCHITECTURES)}, but it has {counts} {kind} in its layers"
+        raise UserError(field, source, expected, "Other ResNets cannot be loaded.")
+    stem = tensors.get("conv1.weight")
+    kernel, channels, width = (7, 3, 64) if stem is None else (stem.shape[0], *stem.shape[2:])
+    fitting = [name for name, one in STEMS.items() if one.kernel == kernel]
+    if not fitting:
+        expected = f"a first convolution of 7x7 or 3x3, but it is {kernel}x{kernel}"
+        raise UserError(field, source, expected, "Other stems cannot be loaded.")
+    first = {"imagenet", "small"}.intersection(fitting).pop()
+    return {
+        "arch": arch,
+        "width": width,
+        "stem": found.stem or first,
+        "stem_stride": STEMS[first].stride or 1,
+        "channels": channels,
+    }
+
+
+def _told(metadata: Mapping[str, str], channels: int, field: str, source: str) -> dict[str, Any]:
+    """What a file of ours says of itself; {} of other files.
+
+    Raises:
+      UserError: it is not as we write it.
+    """
+    if "hpt_jax" not in metadata:
+        return {}
+    try:
+        told = dict(json.loads(metadata["hpt_jax"]))
+    except (ValueError, TypeError):
+        told = {"stem": None}
+    told = {name: value for name, value in told.items() if name in _TOLD}
+    pixels = {name: value for name, value in told.items() if name.startswith("pixel_")}
+    lengths = {"pixel_mean": channels, "pixel_std": channels, "pixel_window": 2}
+    sound = (
+        all(type(value) is _TOLD[name] for name, value in told.items())
+        and all(len(value) == lengths[name] for name, value in pixels.items())
+        and all(type(n) in (int, float) and abs(n) < 1e9 for row in pixels.values() for n in row)
+        and min(pixels.get("pixel_std", [1])) > 0
+        and ("pixel_mean" in pixels) == ("pixel_std" in pixels)
+        and told.get("stem", "small") in STEMS
+        and told.get("stem_stride", 1) in (1, 2)
+    )
+    if not sound:
+        expected = "the facts in the header of an export of hpt_jax, but they are damaged"
+        raise UserError(field, source, expected, "Export it again.")
+    return told
+
+
+def _pixels(
+    told: Mapping[str, Any], channels: int, pixels: str, file: Path
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Mean and standard deviation of the pixels that the weights take; notes."""
+    if "pixel_mean" in told:
+        mean, std = (np.asarray(told[f"pixel_{name}"], np.float32) for name in ("mean", "std"))
+        return mean, std, ()
+    if pixels == "raw":
+        return np.zeros(channels, np.float32), np.ones(channels, np.float32), ()
+    if pixels == "imagenet":
+        return *imagenet_pixels(channels), ()
+    beside = files.timm_pixels(file, channels)
+    if beside:
+        return *beside, ("mean and std of pixels are those of config.json beside it",)
+    note = "the file does not say how pixels were normalised: ImageNet's mean and std are assumed"
+    return *imagenet_pixels(channels), (note,)
+
+
+def _check_finite(tensors: Mapping[str, np.ndarray], field: str, source: str) -> None:
+    broken = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+    if broken:
+        expected = f"finite numbers, but {broken[0]} has others"
+        raise UserError(field, source, expected, "Take an earlier checkpoint of that training.")
 
 
 def _is_stage(path: str) -> bool:
@@ -178,19 +430,26 @@ def _is_stage(path: str) -> bool:
     return folder.lineage.is_file() and folder.is_done
 
 
-def _read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors with convolutions as [h, w, in, out], and what the file says of itself."""
-    if not Path(path).is_file():
-        raise UserError("init", path, _EXPECTED, "(not found, or unfinished) Check the path.")
-    try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError("init", path, _EXPECTED, f"It cannot be read: {error}.") from None
-    if "hpt_jax" not in metadata:
-        raise UserError("init", path, _EXPECTED, "It was not written by hpt_jax.")
-    for name, value in tensors.items():
-        if value.ndim == 4:
-            tensors[name] = value.transpose(2, 3, 1, 0)
-    return tensors, json.loads(metadata["hpt_jax"])
+def _locate(path: str, field: str) -> Path | None:
+    """The file, or the prefix of a TensorFlow checkpoint, that a path means; None: it is absent.
+
+    Raises:
+      UserError: it is a folder with nothing to load, or with several.
+    """
+    here = Path(path)
+    name = re.sub(r"\.(index|data-\d+-of-\d+|meta)$", "", here.name)
+    if name and files.tensorflow_index(here.with_name(name)):
+        return here.with_name(name)
+    if here.is_file():
+        return here
+    if not here.is_dir():
+        return None
+    inside = [here / name for name in ("backbone.safetensors", "model.safetensors")]
+    inside = [file for file in inside if file.is_file()]
+    inside += [index.with_suffix("") for index in here.glob("*.index")]
+    if len(inside) == 1:
+        return inside[0]
+    fix = "It is a folder that no finished stage is in, and no weights."
+    if inside:
+        fix = f"It has several: choose {' or '.join(map(str, inside))}."
+    raise UserError(field, path, files.EXPECTED, fix)

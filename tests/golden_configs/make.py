@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from hpt_jax import config as config_lib
-from hpt_jax import handover, paper, resolve, studies
+from hpt_jax import paper, resolve, studies
 from hpt_jax.augment.policies import POLICIES
 from hpt_jax.config import AdaptFields, Config, StudyFields
 from hpt_jax.data import datasets, statistics
 from hpt_jax.evaluate import features, knn, linear, linear_sgd
 from hpt_jax.models.batch_norm import BatchNorm
 from hpt_jax.models.resnet import ARCHITECTURES, ResNet
+from hpt_jax.weights import load
 
 FOLDER = Path(__file__).parent
 CONFIGS = FOLDER.parents[1] / "configs"
@@ -114,7 +115,7 @@ def _constants() -> Flat:
         "linear_sgd": {"momentum": linear_sgd.MOMENTUM, "weight_std": linear_sgd.WEIGHT_STD},
         "supervised_crop_ratio": features._CROP_RATIO,
         "knn": {name: votes[name].default for name in ("k", "temperature")},
-        "imagenet": {"mean": handover.IMAGENET_MEAN, "std": handover.IMAGENET_STD},
+        "imagenet": {"mean": load.IMAGENET_MEAN, "std": load.IMAGENET_STD},
         "pixel_std_floor": statistics.STD_FLOOR,
         "triples": paper.TRIPLES,
     })  # fmt: skip

@@ -17,8 +17,8 @@ from hpt_jax import moco, pretrain
 from hpt_jax.models.backbone import Backbone, abstract_backbone
 from hpt_jax.models.resnet import ResNet
 from hpt_jax.parallel import make_devices
-from hpt_jax.weights.export import flatten
 from hpt_jax.weights.load import Weights, fill
+from hpt_jax.weights.names import flatten
 
 _HEAD = {"fc1": "0", "fc2": "2"}  # our name of a layer of the head -> the oracle's
 _INFO_NCE = moco.info_nce

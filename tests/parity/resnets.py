@@ -19,7 +19,7 @@ from torchvision import models
 
 from hpt_jax.models.backbone import Backbone
 from hpt_jax.models.resnet import ResNet
-from hpt_jax.weights.export import torch_name
+from hpt_jax.weights.names import torch_name
 
 PASSES = 3  # in training mode, of images of their own
 

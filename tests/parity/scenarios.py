@@ -17,7 +17,7 @@ from hpt_jax import config
 from hpt_jax.augment import views
 from hpt_jax.models.backbone import abstract_backbone
 from hpt_jax.models.resnet import ResNet
-from hpt_jax.weights.export import flatten
+from hpt_jax.weights.names import flatten
 
 PIXEL_MEAN, PIXEL_STD = np.array([0.48, 0.45, 0.4]), np.array([0.25, 0.24, 0.26])
 

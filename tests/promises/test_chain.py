@@ -60,7 +60,7 @@ def start_of(
     data = Library(str(images), devices, Display()).of_stage(stage)
     assert data is not None
     assert stage.parent is not None
-    initial = handover.initial_backbone(stage, workdir, data, devices)
+    initial, _ = handover.initial_backbone(stage, workdir, data, devices)
     method = pretrain.method_of(stage.config)
     model = pretrain.make_model(stage.config.model, devices)
     settings = method.make_settings(stage.config, model, 3)
@@ -137,7 +137,7 @@ def test_statistics_are_the_average_over_one_pass(images: Path, workdir: Path) -
     devices = parallel.make_devices(1)
     data = Library(str(images), devices, Display()).of_stage(stage)
     assert data is not None
-    initial = handover.initial_backbone(stage, workdir, data, devices)
+    initial, _ = handover.initial_backbone(stage, workdir, data, devices)
     # The first layer's statistics by hand: its convolution over the evaluation views, here the
     # stored pixels themselves, in the order of the pass.
     assert data.feed.placed is not None

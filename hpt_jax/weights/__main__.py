@@ -1,0 +1,200 @@
+"""The command: `python -m hpt_jax.weights import SRC DST` and `export CKPT DST --format NAME`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpt_jax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from hpt_jax.models.backbone import Backbone
+    from hpt_jax.models.resnet import ResNet
+    from hpt_jax.weights.load import Weights
+
+FORMATS = ("torchvision", "timm", "safetensors", "detectron2", "onnx")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    asked = _parser().parse_args(arguments)
+    try:
+        asked.run(asked)
+    except UserError as error:
+        print(f"{error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m hpt_jax.weights", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="import | export")
+    one = commands.add_parser("import", help="check someone's weights, and keep them as ours")
+    one.add_argument("src", metavar="SRC", help="a file or checkpoint of any known kind")
+    one.add_argument("dst", metavar="DST", help="a folder to make; --config.init=DST starts there")
+    one.add_argument("--arch", default="resnet50", help="expected depth (default: %(default)s)")
+    one.add_argument("--width", type=int, default=64, help="expected width (default: %(default)s)")
+    one.add_argument("--stem", default="", help="where the file does not say it")
+    one.add_argument("--stem-stride", type=int, choices=(1, 2), help="of a 3x3 stem (default: 1)")
+    one.add_argument("--channels", type=int, default=0, help="convert to so many channels")
+    one.add_argument("--missing", default="", help="parts that the file may lack, such as layer4")
+    one.add_argument("--prefix", help="of the backbone's names, where a file holds several")
+    one.set_defaults(run=import_weights)
+    two = commands.add_parser("export", help="write a backbone for another library, and verify it")
+    two.add_argument("src", metavar="CKPT", help="a stage's folder, an import, or a file")
+    two.add_argument("dst", metavar="DST", help="a folder to make")
+    two.add_argument("--format", required=True, choices=FORMATS)
+    two.set_defaults(run=export_weights)
+    return parser
+
+
+def import_weights(asked: argparse.Namespace) -> None:
+    """Loads SRC strictly, prints the proof, and writes DST: weights, card and proof."""
+    from hpt_jax.models.resnet import ARCHITECTURES
+    from hpt_jax.weights import export, load, proof
+    from hpt_jax.workdir import write_json
+
+    if asked.arch not in ARCHITECTURES:
+        fix = nearest(asked.arch, ARCHITECTURES)
+        raise UserError("--arch", asked.arch, "a known architecture", fix)
+    for flag in ("width", "channels"):
+        if getattr(asked, flag) < 0:
+            raise UserError(f"--{flag}", getattr(asked, flag), "at least 1", "Leave it out.")
+    with _new_folder(asked.dst) as folder:
+        weights = _restated(load.load(asked.src, "SRC", asked.prefix), asked)
+        if asked.channels:
+            weights = load.with_channels(weights, asked.channels)
+        wanted = {**weights.facts, "arch": asked.arch, "width": asked.width}
+        load.check_architecture(weights, wanted, "SRC", asked.src, _flag)
+        named = [part.strip() for part in asked.missing.split(",") if part.strip()]
+        named += [part for part in weights.facts.get("missing", ()) if part not in named]
+        model, backbone = _checked(weights, asked.src, named)
+        found = proof.prove(weights, model, backbone)
+        for line in found.lines():
+            print(line)
+        facts = {"lineage": _lineage(asked.src, weights), **weights.facts}
+        if found.missing:
+            facts["missing"] = named
+        whole = backbone if not found.missing else _without(backbone, set(found.missing))
+        export.export_backbone(whole, facts, folder)
+        write_json(folder / "proof.json", dataclasses.asdict(found))
+    print(f"imported into {asked.dst}: start from it with --config.init={asked.dst}")
+
+
+def export_weights(asked: argparse.Namespace) -> None:
+    """Writes CKPT into DST in the form of another library, and runs it there."""
+    from hpt_jax.weights import export, load, proof, verify
+
+    with _new_folder(asked.dst) as folder:
+        weights = load.load(asked.src, "CKPT")
+        model, backbone = _checked(weights, asked.src, [])
+        facts = {"lineage": _lineage(asked.src, weights), **weights.facts}
+        export.export_backbone(backbone, facts, folder, asked.format)
+        images = proof.fixed_image(facts["channels"])
+        ours = proof.features(model, backbone, images)
+        print(verify.verify(asked.format, folder, facts, images, ours))
+    print(f"exported to {asked.dst}: {', '.join(sorted(os.listdir(asked.dst)))}")
+
+
+def _checked(weights: Weights, source: str, missing: list[str]) -> tuple[ResNet, Backbone]:
+    """The network of the weights, and a backbone filled with them."""
+    import jax
+
+    from hpt_jax.models.backbone import abstract_backbone, init_backbone
+    from hpt_jax.models.resnet import ResNet
+    from hpt_jax.weights import load
+    from hpt_jax.weights.names import flatten
+
+    model = ResNet(**{name: weights.facts[name] for name in load.ARCHITECTURE})
+    wanted = flatten(abstract_backbone(model, weights.facts["channels"]))
+    load.check(wanted, weights.tensors, missing, "SRC", source, _flag)
+    pixels = (weights.pixel_mean, weights.pixel_std, weights.pixel_window)
+    return model, load.fill(init_backbone(model, jax.random.key(0), *pixels), weights)
+
+
+def _restated(weights: Weights, asked: argparse.Namespace) -> Weights:
+    """The weights with the stem that the user knows better than the file."""
+    from hpt_jax.models.resnet import STEMS
+    from hpt_jax.weights.load import STRIDE_ASSUMED
+
+    facts: dict[str, Any] = dict(weights.facts)
+    kernel = STEMS[facts["stem"]].kernel
+    fitting = [name for name, stem in STEMS.items() if stem.kernel == kernel]
+    if asked.stem and asked.stem not in fitting:
+        expected = f"{' or '.join(fitting)}, since its first convolution is {kernel}x{kernel}"
+        raise UserError("--stem", asked.stem, expected, "Leave it out to take what is likely.")
+    facts["stem"] = asked.stem or facts["stem"]
+    notes = weights.notes
+    if asked.stem_stride and STEMS[facts["stem"]].stride is None:
+        facts["stem_stride"] = asked.stem_stride
+        notes = tuple(note for note in notes if note != STRIDE_ASSUMED)
+    return dataclasses.replace(weights, facts=facts, notes=notes)
+
+
+def _without(backbone: Backbone, missing: set[str]) -> Backbone:
+    """A backbone without the tensors that a file lacked, so that no one takes them for trained."""
+    from flax import traverse_util
+
+    from hpt_jax.weights.names import torch_name
+
+    def keep(tree: Any) -> Any:
+        flat = traverse_util.flatten_dict(tree)
+        kept = {path: leaf for path, leaf in flat.items() if torch_name(*path) not in missing}
+        return traverse_util.unflatten_dict(kept)
+
+    return dataclasses.replace(
+        backbone, params=keep(backbone.params), batch_stats=keep(backbone.batch_stats)
+    )
+
+
+def _lineage(source: str, weights: Weights) -> str:
+    from hpt_jax.weights import load
+
+    return f"{Path(source).name} ({weights.dialect}, content {load.fingerprint(source)})"
+
+
+def _flag(name: str, value: object) -> str:
+    return f"--{name.replace('_', '-')} {value}"
+
+
+@contextmanager
+def _new_folder(path: str) -> Iterator[Path]:
+    """Yields a folder that is renamed to `path` at the end; after an error there is none."""
+    target = Path(path).absolute()
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+        expected = "a folder that is not there yet, or is empty"
+        raise UserError("DST", path, expected, "Choose another, or delete it.")
+    above = next(folder for folder in target.parents if os.path.lexists(folder))
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=above, prefix=f".{target.name}."))
+    except OSError as error:
+        expected = f"a folder that can be made, but: {error.strerror}"
+        raise UserError("DST", path, expected, "Choose another.") from None
+    try:
+        yield temporary
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.chmod(0o777 & ~_umask())
+        os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
