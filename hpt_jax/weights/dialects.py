@@ -169,7 +169,7 @@ def _below(
         scale = tensors.get(re.sub(r"running_(mean|var)$", "weight", name))
         if scale is None or scale.ndim != 1 or value.ndim != 1:
             continue
-        if len(value) > len(scale) and len(value) % len(scale) == 0:
+        if 0 < len(scale) < len(value) and len(value) % len(scale) == 0:
             split = len(value) // len(scale)
             tensors[name] = value.reshape(split, -1).mean(0, dtype=value.dtype)
     notes = (f"batch norm's statistics are the mean over {split} splits",) if split else ()

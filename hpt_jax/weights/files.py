@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -145,12 +146,18 @@ def _read_safetensors(path: Path, field: str) -> Content:
 def _floats(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The floating-point ones; those of half precision as float32, which holds them exactly."""
     kept = {}
-    for name, value in tensors.items():
+    for raw, value in tensors.items():
+        name = printable(raw)
         if value.dtype in (np.float32, np.float64):
             kept[name] = value
         elif value.dtype.itemsize == 2 and value.dtype.kind in "fV":  # bfloat16 is of kind V
             kept[name] = value.astype(np.float32)
     return kept
+
+
+def printable(text: str) -> str:
+    """Text of a file, without what would move a terminal's cursor or break a line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 class _Blank:
@@ -179,7 +186,8 @@ def _read_torch(path: Path, field: str) -> Content:
     blanks: list[Any] = [(_Blank, name) for name in _BLANKS]
     blanks += [(dict, name) for name in _BLANK_DICTS]
     try:
-        with torch.serialization.safe_globals(blanks):
+        with torch.serialization.safe_globals(blanks), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _not_weights(path, field, str(error)) from None
@@ -230,7 +238,7 @@ def _read_tensorflow(path: Path, field: str) -> Content:
     try:
         reader = tf.train.load_checkpoint(str(path))
         tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+    except (tf.errors.OpError, RuntimeError, ValueError, LookupError) as error:
         reason = str(error).partition("\n")[0]
         fix = f"Copy its .index and .data files again; TensorFlow cannot read them: {reason}."
         raise UserError(field, str(path), EXPECTED, fix) from None

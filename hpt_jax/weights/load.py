@@ -169,10 +169,10 @@ def with_channels(weights: Weights, channels: int) -> Weights:
     computes of grey repeated; for n its channels repeat in turn, scaled by (channels it had) / n,
     which keeps the size of its response. Pixel statistics become their mean, or repeat in turn.
     """
-    kernel = weights.tensors.get("conv1.weight")
+    kernel = weights.tensors.get("conv1.weight", np.zeros(()))
     mean, std = weights.pixel_mean, weights.pixel_std
     had = len(mean)
-    if channels == had or kernel is None:
+    if channels == had or kernel.ndim != 4:
         return weights
     if channels == 1:
         how, kernel = "summed over", kernel.sum(2, keepdims=True)
@@ -354,8 +354,11 @@ def _architecture(found: dialects.Found, field: str, source: str) -> dict[str, A
         counts = ", ".join(str(blocks[layer]) for layer in sorted(blocks))
         expected = f"one of {', '.join(ARCHITECTURES)}, but it has {counts} {kind} in its layers"
         raise UserError(field, source, expected, "Other ResNets cannot be loaded.")
-    stem = tensors.get("conv1.weight")
-    kernel, channels, width = (7, 3, 64) if stem is None else (stem.shape[0], *stem.shape[2:])
+    stem = tensors.get("conv1.weight", np.zeros(()))
+    # Where the first convolution is missing, or is none, `check` will say so.
+    kernel, channels = stem.shape[1:3] if stem.ndim == 4 else (7, 3)
+    narrow = [tensors.get(f"{name}.weight") for name in ("conv1", "bn1", "layer1.0.conv1")]
+    width = next((one.shape[-1] for one in narrow if one is not None and one.ndim), 64)
     fitting = [name for name, one in STEMS.items() if one.kernel == kernel]
     if not fitting:
         expected = f"a first convolution of 7x7 or 3x3, but it is {kernel}x{kernel}"
@@ -379,10 +382,11 @@ def _told(metadata: Mapping[str, str], channels: int, field: str, source: str) -
     if "hpt_jax" not in metadata:
         return {}
     try:
-        told = dict(json.loads(metadata["hpt_jax"]))
-    except (ValueError, TypeError):
-        told = {"stem": None}
-    told = {name: value for name, value in told.items() if name in _TOLD}
+        content = json.loads(metadata["hpt_jax"])
+    except ValueError:
+        content = None
+    content = content if isinstance(content, dict) else {"stem": None}
+    told = {name: value for name, value in content.items() if name in _TOLD}
     pixels = {name: value for name, value in told.items() if name.startswith("pixel_")}
     lengths = {"pixel_mean": channels, "pixel_std": channels, "pixel_window": 2}
     sound = (
@@ -391,13 +395,17 @@ def _told(metadata: Mapping[str, str], channels: int, field: str, source: str) -
         and all(type(n) in (int, float) and abs(n) < 1e9 for row in pixels.values() for n in row)
         and min(pixels.get("pixel_std", [1])) > 0
         and ("pixel_mean" in pixels) == ("pixel_std" in pixels)
+        and all(type(part) is str for part in told.get("missing", ()))
         and told.get("stem", "small") in STEMS
         and told.get("stem_stride", 1) in (1, 2)
     )
     if not sound:
         expected = "the facts in the header of an export of hpt_jax, but they are damaged"
         raise UserError(field, source, expected, "Export it again.")
-    return told
+    return {
+        name: files.printable(value) if isinstance(value, str) else value
+        for name, value in told.items()
+    }
 
 
 def _pixels(
