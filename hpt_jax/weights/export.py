@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import io
 import json
@@ -18,6 +19,7 @@ from hpt_jax.errors import UserError
 from hpt_jax.models.backbone import Backbone
 from hpt_jax.models.resnet import ARCHITECTURES, STEMS
 from hpt_jax.weights import torch_model
+from hpt_jax.weights.files import METADATA
 from hpt_jax.weights.names import flatten, to_torch
 from hpt_jax.workdir import whole
 
@@ -78,7 +80,7 @@ def export_backbone(
 
 
 def _safetensors(tensors: Tensors, facts: Facts) -> dict[str, bytes]:
-    metadata = {"format": "pt", "hpt_jax": json.dumps(facts, sort_keys=True)}
+    metadata = {"format": "pt", METADATA: json.dumps(facts, sort_keys=True)}
     return {"backbone.safetensors": _ordered(save(dict(tensors), metadata))}
 
 
@@ -96,8 +98,11 @@ def _ordered(file: bytes) -> bytes:
 
 def _torchvision(tensors: Tensors, facts: Facts) -> dict[str, bytes]:
     torch = torch_model.needed("torch", "--format", "torchvision")
+    state: Any = collections.OrderedDict((name, torch.tensor(v)) for name, v in tensors.items())
+    # Where torch keeps the versions of modules: it skips what it does not know, and saves it again.
+    state._metadata = {METADATA: {METADATA: json.dumps(facts, sort_keys=True)}}
     file = io.BytesIO()
-    torch.save({name: torch.tensor(value) for name, value in tensors.items()}, file)
+    torch.save(state, file)
     return {"backbone.pth": file.getvalue()}
 
 

@@ -38,6 +38,7 @@ _REFUSED = (
     (rb"\x80[\x02-\x05]", _PICKLE, _PICKLE_FIX),
 )
 _DEEPEST = 8  # nested dicts
+METADATA = "hpt_jax"  # the key under which a file of ours tells what its tensors do not
 
 # Settings that trainers save beside the weights. They are read as blanks, so that neither their
 # packages nor any code of theirs is needed; everything else that is not a tensor is refused.
@@ -90,7 +91,7 @@ class Content:
 
     Attributes:
       tensors: floating-point arrays by the dotted path of their names, laid out as in the file.
-      metadata: of the header of a safetensors file.
+      metadata: of a safetensors header, or what an export of ours holds in its place.
       keys: the names at the top.
       torch: whether convolutions are [out, in, h, w], as torch has them; else [h, w, in, out].
     """
@@ -204,7 +205,10 @@ def _read_torch(path: Path, field: str) -> Content:
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.is_sparse:
             half = value.element_size() == 2
             tensors[name] = (value.detach().float() if half else value.detach()).numpy()
-    return Content(_floats(tensors), {}, frozenset(map(str, content)))
+    told = getattr(content, "_metadata", None)
+    own = told.get(METADATA) if isinstance(told, dict) else None
+    metadata = own if isinstance(own, dict) and isinstance(own.get(METADATA), str) else {}
+    return Content(_floats(tensors), metadata, frozenset(map(str, content)))
 
 
 def _not_weights(path: Path, field: str, message: str) -> UserError:

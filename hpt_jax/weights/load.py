@@ -379,10 +379,10 @@ def _told(metadata: Mapping[str, str], channels: int, field: str, source: str) -
     Raises:
       UserError: it is not as we write it.
     """
-    if "hpt_jax" not in metadata:
+    if files.METADATA not in metadata:
         return {}
     try:
-        content = json.loads(metadata["hpt_jax"])
+        content = json.loads(metadata[files.METADATA])
     except ValueError:
         content = None
     content = content if isinstance(content, dict) else {"stem": None}
