@@ -1,12 +1,13 @@
-"""Pretraining on a folder of your own images, from random weights or from a checkpoint of ours.
+"""Pretraining on a folder of your own images, from random weights or from any ResNet's checkpoint.
 
     python -m hpt_jax.main --config configs/adapt.py --workdir runs/mine \
         --config.data=folder:PATH [--config.init=CHECKPOINT]
 
 PATH holds images: `<class>/<image>` or `<split>/<class>/<image>` is labelled and is evaluated too;
-anything else is one unlabelled set. CHECKPOINT is a stage folder of another run
-(`runs/quickstart/stages/base-...`) or an exported `backbone.safetensors`. Steps, image size, batch,
-queue and learning rate are chosen from the data, printed, and can be set.
+anything else is one unlabelled set. CHECKPOINT is a file of another library (docs/weights.md), a
+stage folder of another run (`runs/quickstart/stages/base-...`) or an export; the network is the
+checkpoint's. Steps, image size, batch, queue and learning rate are chosen from the data, printed,
+and can be set.
 
 Expected, on RSSCN7 (1,400 + 1,400 aerial images of 7 classes, 64 px) from random weights, one seed:
 437 steps of ResNet-10, linear probe 63.9 % on test against 51.3 % for random features. Wall time

@@ -335,6 +335,18 @@ def test_the_fullest_backbone_counts_265_tensors(tmp_path):
     assert weights.unused["state_dict.module.queue"] == (128, 64)
 
 
+def test_the_documented_way_to_compare_features_gives_the_proofs_numbers(tmp_path):
+    network = torchvision("resnet18")(tmp_path / "x.pth")
+    text = (Path(__file__).parents[2] / "docs" / "weights.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    names: dict = {"torch": torch, "model": network}
+    with torch.no_grad():
+        exec(code, names)
+    np.testing.assert_allclose(
+        names["features"].numpy(), features_of(network, 3), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_two_encoders_that_nothing_tells_apart_are_not_chosen_between(tmp_path):
     path = tmp_path / "dino.pth"
     both = {
