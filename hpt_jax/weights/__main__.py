@@ -77,9 +77,10 @@ def import_weights(asked: argparse.Namespace) -> None:
             weights = load.with_channels(weights, asked.channels)
         wanted = {**weights.facts, "arch": asked.arch, "width": asked.width}
         load.check_architecture(weights, wanted, "SRC", asked.src, _flag)
+        weights = dataclasses.replace(weights, facts=wanted)
         named = [part.strip() for part in asked.missing.split(",") if part.strip()]
         named += [part for part in weights.facts.get("missing", ()) if part not in named]
-        model, backbone = _checked(weights, asked.src, named)
+        model, backbone = _checked(weights, "SRC", asked.src, named)
         found = proof.prove(weights, model, backbone)
         for line in found.lines():
             print(line)
@@ -98,7 +99,7 @@ def export_weights(asked: argparse.Namespace) -> None:
 
     with _new_folder(asked.dst) as folder:
         weights = load.load(asked.src, "CKPT")
-        model, backbone = _checked(weights, asked.src, [])
+        model, backbone = _checked(weights, "CKPT", asked.src, [])
         facts = {"lineage": _lineage(asked.src, weights), **weights.facts}
         export.export_backbone(backbone, facts, folder, asked.format)
         images = proof.fixed_image(facts["channels"])
@@ -107,7 +108,9 @@ def export_weights(asked: argparse.Namespace) -> None:
     print(f"exported to {asked.dst}: {', '.join(sorted(os.listdir(asked.dst)))}")
 
 
-def _checked(weights: Weights, source: str, missing: list[str]) -> tuple[ResNet, Backbone]:
+def _checked(
+    weights: Weights, field: str, source: str, missing: list[str]
+) -> tuple[ResNet, Backbone]:
     """The network of the weights, and a backbone filled with them."""
     import jax
 
@@ -118,7 +121,7 @@ def _checked(weights: Weights, source: str, missing: list[str]) -> tuple[ResNet,
 
     model = ResNet(**{name: weights.facts[name] for name in load.ARCHITECTURE})
     wanted = flatten(abstract_backbone(model, weights.facts["channels"]))
-    load.check(wanted, weights.tensors, missing, "SRC", source, _flag)
+    load.check(wanted, weights.tensors, missing, field, source, _flag)
     pixels = (weights.pixel_mean, weights.pixel_std, weights.pixel_window)
     return model, load.fill(init_backbone(model, jax.random.key(0), *pixels), weights)
 
@@ -126,7 +129,6 @@ def _checked(weights: Weights, source: str, missing: list[str]) -> tuple[ResNet,
 def _restated(weights: Weights, asked: argparse.Namespace) -> Weights:
     """The weights with the stem that the user knows better than the file."""
     from hpt_jax.models.resnet import STEMS
-    from hpt_jax.weights.load import STRIDE_ASSUMED
 
     facts: dict[str, Any] = dict(weights.facts)
     kernel = STEMS[facts["stem"]].kernel
@@ -135,10 +137,10 @@ def _restated(weights: Weights, asked: argparse.Namespace) -> Weights:
         expected = f"{' or '.join(fitting)}, since its first convolution is {kernel}x{kernel}"
         raise UserError("--stem", asked.stem, expected, "Leave it out to take what is likely.")
     facts["stem"] = asked.stem or facts["stem"]
-    notes = weights.notes
     if asked.stem_stride and STEMS[facts["stem"]].stride is None:
         facts["stem_stride"] = asked.stem_stride
-        notes = tuple(note for note in notes if note != STRIDE_ASSUMED)
+    said = asked.stem or asked.stem_stride
+    notes = tuple(note for note in weights.notes if not (said and "stem" in note))
     return dataclasses.replace(weights, facts=facts, notes=notes)
 
 

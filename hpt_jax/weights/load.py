@@ -29,7 +29,7 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 ARCHITECTURE = ("arch", "width", "stem", "stem_stride")
 # What our files say of themselves beyond their tensors, and of which type it is.
 _TOLD = {
-    "stem": str, "stem_stride": int, "bn_groups": int, "dtype": str, "image_size": int,
+    "arch": str, "stem": str, "stem_stride": int, "bn_groups": int, "dtype": str, "image_size": int,
     "lineage": str, "stage_id": str, "missing": list, "pixel_mean": list, "pixel_std": list,
     "pixel_window": list,
 }  # fmt: skip
@@ -95,7 +95,9 @@ def load(path: str, field: str = "init", prefix: str | None = None) -> Weights:
     _check_finite(found.tensors, field, path)
     facts = _architecture(found, field, path)
     told = _told(content.metadata, facts["channels"], field, path)
-    facts |= told
+    facts |= {name: value for name, value in told.items() if name != "arch"}
+    if told.get("arch") in _depths(found.tensors):
+        facts["arch"] = told["arch"]  # which a partial file may leave open
     notes = list(found.notes)
     if STEMS[facts["stem"]].stride is None and "stem_stride" not in told:
         notes.append(STRIDE_ASSUMED)
@@ -208,6 +210,8 @@ def check_architecture(
       UserError: says of what network the file is, and how to take it.
     """
     differ = [name for name in ARCHITECTURE if weights.facts[name] != wanted[name]]
+    if "arch" in differ and wanted["arch"] in _depths(weights.tensors):
+        differ.remove("arch")
     if "stem_stride" in differ and STEMS[weights.facts["stem"]].stride is not None:
         differ.remove("stem_stride")
     if differ:
@@ -329,30 +333,34 @@ def _in_words(facts: Mapping[str, Any]) -> str:
     return f"{facts['arch']}, width {facts['width']}, stem {facts['stem']}{stride}"
 
 
-def _architecture(found: dialects.Found, field: str, source: str) -> dict[str, Any]:
-    """The fields of `ARCHITECTURE`, and the channels, from names and shapes."""
-    tensors = found.tensors
+def _depths(tensors: Mapping[str, Any]) -> list[str]:
+    """The architectures that have these blocks; a layer that is missing fits any depth."""
+    blocks = _blocks(tensors)
+    bottleneck = any(re.match(r"layer\d+\.\d+\.conv3\.", name) for name in tensors)
+    return [
+        arch
+        for arch, (deep, stages) in ARCHITECTURES.items()
+        if deep == bottleneck
+        and all(layer <= len(stages) and stages[layer - 1] == n for layer, n in blocks.items())
+    ]
+
+
+def _blocks(tensors: Mapping[str, Any]) -> dict[int, int]:
+    """Layer -> its number of blocks, of the layers that are there, in order."""
     blocks: dict[int, int] = {}
     for name in tensors:
         if block := re.match(r"layer(\d+)\.(\d+)\.", name):
             blocks[int(block[1])] = max(blocks.get(int(block[1]), 0), int(block[2]) + 1)
-    bottleneck = any(re.match(r"layer\d+\.\d+\.conv3\.", name) for name in tensors)
-    arch = next(
-        (
-            arch
-            for arch, (deep, stages) in ARCHITECTURES.items()
-            # A layer that is missing fits any depth: `check` will name it.
-            if deep == bottleneck and all(
-                layer <= len(stages) and stages[layer - 1] == count
-                for layer, count in blocks.items()
-            )
-        ),
-        None,
-    )  # fmt: skip
-    if arch is None:
-        kind = "bottlenecks" if bottleneck else "basic blocks"
-        counts = ", ".join(str(blocks[layer]) for layer in sorted(blocks))
-        expected = f"one of {', '.join(ARCHITECTURES)}, but it has {counts} {kind} in its layers"
+    return dict(sorted(blocks.items()))
+
+
+def _architecture(found: dialects.Found, field: str, source: str) -> dict[str, Any]:
+    """The fields of `ARCHITECTURE`, and the channels, from names and shapes."""
+    tensors = found.tensors
+    depths = _depths(tensors)
+    if not depths:
+        counts = ", ".join(map(str, _blocks(tensors).values()))
+        expected = f"one of {', '.join(ARCHITECTURES)}, but its layers have {counts} blocks"
         raise UserError(field, source, expected, "Other ResNets cannot be loaded.")
     stem = tensors.get("conv1.weight", np.zeros(()))
     # Where the first convolution is missing, or is none, `check` will say so.
@@ -365,7 +373,7 @@ def _architecture(found: dialects.Found, field: str, source: str) -> dict[str, A
         raise UserError(field, source, expected, "Other stems cannot be loaded.")
     first = {"imagenet", "small"}.intersection(fitting).pop()
     return {
-        "arch": arch,
+        "arch": depths[0],
         "width": width,
         "stem": found.stem or first,
         "stem_stride": STEMS[first].stride or 1,
