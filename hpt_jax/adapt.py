@@ -7,10 +7,9 @@ from typing import Any
 
 from hpt_jax.config import AdaptFields
 from hpt_jax.errors import UserError
+from hpt_jax.models.resnet import ARCHITECTURE_FIELDS
 
 Inspect = Callable[[str], Mapping[str, Any] | None]
-# The fields of a model that a checkpoint decides.
-ARCHITECTURE = ("arch", "width", "stem", "stem_stride")
 
 
 def fitting_batch(images: int) -> int:
@@ -55,7 +54,7 @@ def expand(
     known["stem"] = "small" if raw["image_size"] < 100 else "imagenet"
     if fields.init != "random":
         known |= inspect_weights(fields.init) or {}
-    for name in ARCHITECTURE:
+    for name in ARCHITECTURE_FIELDS:
         model[name] = model[name] or known[name]
     # Where some images are grey and some are not, all become what the checkpoint takes; images of
     # other channels stay as they are, and the checkpoint's first convolution is converted.

@@ -10,11 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from hpt_jax.adapt import ARCHITECTURE, Inspect, fitting_batch, fitting_queue
+from hpt_jax.adapt import Inspect, fitting_batch, fitting_queue
 from hpt_jax.augment.policies import ROBUSTNESS
 from hpt_jax.config import ANALYSES, StudyFields
 from hpt_jax.data import SCHEMES
 from hpt_jax.errors import Mistake, UserError, nearest
+from hpt_jax.models.resnet import ARCHITECTURE_FIELDS
 from hpt_jax.paper import DATASETS, TRIPLES, Triple
 
 Arms = dict[str, tuple[str, ...]]
@@ -152,7 +153,7 @@ def expand(
     known = {"channels": (triple and triple.channels) or most}
     if not _is_dataset(fields.base):
         known |= inspect_weights(fields.base) or {}
-    _fill(raw, {"model": {name: known[name] for name in ARCHITECTURE if name in known}})
+    _fill(raw, {"model": {name: known[name] for name in ARCHITECTURE_FIELDS if name in known}})
     # Where some images are grey and some are not, all become what the base takes.
     _fill(raw, {"input": {"channels": known["channels"]}})
     if triple and triple.image_size and fields.scale == "small":

@@ -24,7 +24,8 @@ def make_backbone(arch="resnet18", width=4, stem="small", channels=3, seed=0):
     rng = np.random.default_rng(seed)
     shapes = abstract_backbone(ResNet(arch, width, stem, 2), channels)
     made = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
-    return dataclasses.replace(made, pixel_std=np.abs(made.pixel_std))
+    stats = {k: {**leaves, "var": np.abs(leaves["var"])} for k, leaves in made.batch_stats.items()}
+    return dataclasses.replace(made, batch_stats=stats, pixel_std=np.abs(made.pixel_std))
 
 
 def facts_of(arch="resnet18", width=4, stem="small", channels=3):

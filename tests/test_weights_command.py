@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -119,7 +120,8 @@ def test_a_missing_part_is_refused_until_it_is_named(ask, lost):
     assert kept.tensors.keys() == cut.keys()
     assert kept.facts["missing"] == [lost]
     assert f"- Without {lost}:" in Path("dst/card.md").read_text()
-    assert f"lacks {lost}" in refused(ask, "export", "dst", "out", "--format", "safetensors")
+    told = refused(ask, "export", "dst", "out", "--format", "safetensors")
+    assert f"CKPT = 'dst': expected a whole backbone, but it is without {lost}" in told
 
 
 def test_a_file_that_leaves_its_depth_open_is_of_the_depth_that_is_asked_for(ask):
@@ -139,6 +141,11 @@ def test_a_part_that_is_named_but_there_is_loaded(ask):
     assert code == 0
     assert "60/60" in out
     assert "missing" not in load.load("dst").facts
+    cut = {k: v for k, v in tensors().items() if not k.startswith("layer4.")}
+    write("cut.safetensors", cut)
+    ask("import", "cut.safetensors", "other", *SMALL, "--missing", "layer4,layer3")
+    assert load.load("other").facts["missing"] == ["layer4"]
+    assert "Without layer3" not in Path("other/card.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -146,6 +153,14 @@ def test_a_part_that_is_named_but_there_is_loaded(ask):
     [
         (lambda t: t | {"layer1.0.se.fc1.weight": np.ones((2, 2), np.float32)}, "layer1.0.se.fc1"),
         (lambda t: t | {"layer1.0.conv1.bias": np.ones(4, np.float32)}, "layer1.0.conv1.bias"),
+        (lambda t: t | {"conv1.bias": np.ones(4, np.float32)}, "parts that ours has not"),
+        (lambda t: {k: v for k, v in t.items() if "running" not in k}, "another norm"),
+        (lambda t: t | {"bn1.running_var": np.full(4, -1, np.float32)}, "variances of at least 0"),
+        (lambda t: t | {"bn1.weight": np.full(4, 1e300)}, "finite numbers"),
+        (
+            lambda t: {k: v + np.float32(3e38 * k.endswith("bias")) for k, v in t.items()},
+            "features are finite",
+        ),
         (lambda t: t | {"conv1.weight": np.ones((4, 3, 5, 5), np.float32)}, "5x5"),
         (lambda t: t | {"layer1.0.conv2.weight": np.ones((4, 2, 3, 3), np.float32)}, "ResNeXt"),
         (lambda t: t | {"bn1.bias": np.full(4, np.nan, np.float32)}, "bn1.bias"),
@@ -194,6 +209,106 @@ def test_files_that_hold_no_weights_are_refused(ask):
     assert "not found" in refused(ask, "import", "absent.pth", "dst")
     Path("folder").mkdir()
     assert "no weights" in refused(ask, "import", "folder", "dst")
+    Path("folder/odd.index").mkdir()
+    Path("folder/faiss.index").write_bytes(b"x")
+    assert "no weights" in refused(ask, "import", "folder", "dst")
+    assert "not found" in refused(ask, "import", "x" * 300, "dst")
+    assert "not found" in refused(ask, "import", "folder/odd", "dst")
+
+
+def test_a_name_that_is_no_text_is_written_escaped(ask):
+    write("x.safetensors", tensors())
+    Path("x.safetensors").rename("lat\udcff.safetensors")
+    assert ask("import", "lat\udcff.safetensors", "dst", *SMALL)[0] == 0
+    assert "lat?.safetensors" in Path("dst/card.md").read_text()
+
+
+def test_an_encoder_is_passed_over_only_for_the_one_that_it_follows(ask):
+    def both(one, two, other="resnet10"):
+        content = {one + name: value for name, value in tensors(seed=1).items()}
+        content |= {two + name: value for name, value in tensors(other, seed=2).items()}
+        write("x.safetensors", content)
+
+    for one, two in [
+        ("module.encoder_q.", "module.encoder_k."), ("online_net.", "target_net."),
+        ("backbone.", "backbone_momentum."), ("backbone.", "momentum_backbone."),
+        ("module.base_encoder.", "module.momentum_encoder."),
+    ]:  # fmt: skip
+        both(two, one)
+        shutil.rmtree("dst", ignore_errors=True)
+        _, out, _ = ask("import", "x.safetensors", "dst", *SMALL)
+        assert f"below '{one}'" in out
+        assert f"passed over: another backbone below '{two}'" in out
+        expected = tensors(seed=2)["bn1.bias"]
+        assert np.array_equal(load.load("dst").tensors["bn1.bias"], expected)
+    for one, two, other in [
+        ("student.", "teacher.", "resnet10"), ("student.", "teacher.", "resnet50"),
+        ("source_encoder.", "target_encoder.", "resnet10"), ("", "teacher.", "resnet10"),
+    ]:  # fmt: skip
+        both(one, two, other)
+        told = refused(ask, "import", "x.safetensors", "other", *SMALL)
+        assert f"the prefixes {one!r} and {two!r}" in told
+        fix = f"import x.safetensors DST --prefix {one or repr('')}"
+        assert fix in told
+
+
+def test_what_may_compute_something_else_is_told(ask):
+    beside = {"ca.fc1.weight": np.ones((2, 2), np.float32), "fc.weight": np.ones(3, np.float32)}
+    write("x.safetensors", tensors() | beside)
+    _, out, _ = ask("import", "x.safetensors", "one", *SMALL)
+    assert "beside the backbone there are ca: if its forward pass uses them" in out
+    below = {f"backbone.body.{name}": value for name, value in tensors().items()}
+    write("y.safetensors", below | {"rpn.head.conv.weight": np.ones((2, 2, 3, 3), np.float32)})
+    _, out, _ = ask("import", "y.safetensors", "two", *SMALL)
+    assert "of a detector or a segmenter" in out
+
+
+def test_a_timm_folder_says_more_than_its_tensors(ask):
+    folder = Path("timm")
+    folder.mkdir()
+    write(folder / "model.safetensors", tensors("resnet18", 4))
+    flags = ("--arch", "resnet18", "--width", "4")
+
+    def config(**fields):
+        pixels = {"mean": [0.5] * 3, "std": [0.25] * 3}
+        content = {"architecture": "resnet18", "pretrained_cfg": pixels} | fields
+        (folder / "config.json").write_text(json.dumps(content))
+
+    config()
+    _, out, _ = ask("import", "timm", "one", *flags)
+    assert "those of config.json" in out
+    assert set(load.load("one").pixel_mean) == {0.5}
+    for fields, reason in [
+        ({"architecture": "resnetblur18"}, "says resnetblur18"),
+        ({"architecture": "resnet34"}, "says resnet34"),
+        ({"model_args": {"output_stride": 8}}, "with output_stride"),
+    ]:
+        config(**fields)
+        assert reason in refused(ask, "import", "timm", "two", *flags)
+    for text in (
+        "[" * 100_000,
+        "{",
+        "3",
+        '{"pretrained_cfg": 3}',
+        '{"pretrained_cfg": {"mean": "x"}}',
+    ):
+        (folder / "config.json").write_text(text)
+        shutil.rmtree("three", ignore_errors=True)
+        code, out, _ = ask("import", "timm", "three", *flags)
+        assert code == 0
+        assert "ImageNet's mean and std are assumed" in out
+
+
+def test_blocks_by_place_begin_where_the_first_one_is(ask):
+    places = {"conv1": "0", "bn1": "1", "layer1": "3", "layer2": "4", "layer3": "5", "layer4": "6"}
+    moved = {}
+    for name, value in tensors().items():
+        module, _, rest = name.partition(".")
+        moved[f"{places[module]}.{rest}"] = value
+    write("x.safetensors", moved)
+    _, out, _ = ask("import", "x.safetensors", "dst", *SMALL)
+    assert "60/60" in out
+    assert load.load("dst").tensors.keys() == tensors().keys()
 
 
 def test_facts_in_a_header_that_are_not_ours_are_refused(ask):
@@ -207,12 +322,15 @@ def test_facts_in_a_header_that_are_not_ours_are_refused(ask):
         json.dumps(good | {"pixel_mean": ["a", "b", "c"]}), json.dumps(good | {"lineage": 3}),
         json.dumps({"pixel_mean": [0.5] * 3}), json.dumps(good | {"stem_stride": 9}),
         json.dumps(good | {"missing": [1]}), json.dumps(good | {"pixel_window": [1]}),
+        "[" * 100_000, json.dumps(good | {"pixel_std": [1e-300] * 3}),
     )  # fmt: skip
     for text in spoiled:
         save_file(whole, "y.safetensors", {"hpt_jax": text})
         assert "damaged" in refused(ask, "import", "y.safetensors", "out", *SMALL), text
-    save_file(whole, "y.safetensors", {"hpt_jax": json.dumps(good)})
+    text = json.dumps(good | {"missing": ["\ud800\n"], "lineage": "a\x1b[2Jb"})
+    save_file(whole, "y.safetensors", {"hpt_jax": text})
     assert ask("import", "y.safetensors", "out", *SMALL)[0] == 0
+    assert "a?[2Jb" in Path("out/card.md").read_text()
 
 
 def test_a_destination_that_is_in_use_is_left_alone(ask):
@@ -221,9 +339,18 @@ def test_a_destination_that_is_in_use_is_left_alone(ask):
     Path("full").mkdir()
     (Path("full") / "mine").write_text("mine")
     Path("empty").mkdir()
-    for name in ("file", "full", "file/below"):
+    for name in ("file", "full", "file/below", "x.safetensors", "new/..", "."):
         assert f"DST = '{name}'" in refused(ask, "import", "x.safetensors", name, *SMALL)
-    assert ask("import", "x.safetensors", "empty", *SMALL)[0] == 0
+    Path("link").symlink_to("empty")
+    assert ask("import", "x.safetensors", "link", *SMALL)[0] == 0
+    assert ask("import", "link", "new/../näher/ß", *SMALL)[0] == 0
+    assert {path.name for path in Path().iterdir()} == {
+        "x.safetensors", "file", "full", "empty", "link", "näher",
+    }  # fmt: skip
+    for folder in ("empty", "näher/ß"):
+        kept = sorted(path.name for path in Path(folder).iterdir())
+        assert kept == ["backbone.safetensors", "card.md", "proof.json"]
+        assert Path(folder).stat().st_mode & 0o777 == Path("full").stat().st_mode & 0o777
 
 
 def test_flags_are_checked(ask, capsys):
@@ -233,6 +360,8 @@ def test_flags_are_checked(ask, capsys):
     assert "--width = -1" in refused(ask, "import", "x.safetensors", "dst", "--width", "-1")
     told = refused(ask, "import", "x.safetensors", "dst", "--stem", "small")
     assert "--stem = 'small': expected imagenet or simclr" in told
+    told = refused(ask, "import", "x.safetensors", "dst", "--stem-stride", "1")
+    assert "--stem-stride = 1: expected 2, since its first convolution is 7x7" in told
     for wrong in (["import"], ["export", "x", "y"], ["export", "x", "y", "--format", "z"], ["x"]):
         with pytest.raises(SystemExit, match="2"):
             command.main(wrong)
@@ -242,7 +371,7 @@ def test_flags_are_checked(ask, capsys):
 def test_what_a_file_leaves_open_can_be_said(ask):
     write("x.safetensors", tensors(stem="small"))
     _, out, _ = ask("import", "x.safetensors", "one", *SMALL)
-    assert "stride of a 3x3 stem: 1 is assumed" in out
+    assert load.STRIDE_ASSUMED in out
     _, out, _ = ask("import", "x.safetensors", "two", *SMALL, "--stem-stride", "2")
     assert "stem" not in out
     ask("import", "x.safetensors", "three", *SMALL, "--stem", "solo")

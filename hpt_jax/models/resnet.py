@@ -30,6 +30,10 @@ ARCHITECTURES: dict[str, tuple[bool, tuple[int, ...]]] = {
 }
 
 
+# The fields of a model that its weights decide.
+ARCHITECTURE_FIELDS = ("arch", "width", "stem", "stem_stride")
+
+
 @dataclasses.dataclass(frozen=True)
 class Stem:
     """The first convolution and what follows it.

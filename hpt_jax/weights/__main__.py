@@ -62,8 +62,11 @@ def _parser() -> argparse.ArgumentParser:
 def import_weights(asked: argparse.Namespace) -> None:
     """Loads SRC strictly, prints the proof, and writes DST: weights, card and proof."""
     from hpt_jax.models.resnet import ARCHITECTURES
+    from hpt_jax.telemetry.display import Display
     from hpt_jax.weights import export, load, proof
     from hpt_jax.workdir import write_json
+
+    display = Display()
 
     if asked.arch not in ARCHITECTURES:
         fix = nearest(asked.arch, ARCHITECTURES)
@@ -83,29 +86,36 @@ def import_weights(asked: argparse.Namespace) -> None:
         model, backbone = _checked(weights, "SRC", asked.src, named)
         found = proof.prove(weights, model, backbone)
         for line in found.lines():
-            print(line)
+            display.line(line)
         facts = {"lineage": _lineage(asked.src, weights), **weights.facts}
-        if found.missing:
-            facts["missing"] = named
+        lacking = [p for p in named if any(one.startswith(f"{p}.") for one in found.missing)]
+        facts |= {"missing": lacking} if lacking else {}
         whole = backbone if not found.missing else _without(backbone, set(found.missing))
         export.export_backbone(whole, facts, folder)
         write_json(folder / "proof.json", dataclasses.asdict(found))
-    print(f"imported into {asked.dst}: start from it with --config.init={asked.dst}")
+    display.line(f"imported into {asked.dst}: start from it with --config.init={asked.dst}")
 
 
 def export_weights(asked: argparse.Namespace) -> None:
     """Writes CKPT into DST in the form of another library, and runs it there."""
+    from hpt_jax.telemetry.display import Display
     from hpt_jax.weights import export, load, proof, verify
 
+    display = Display()
     with _new_folder(asked.dst) as folder:
         weights = load.load(asked.src, "CKPT")
+        if weights.facts.get("missing"):
+            expected = f"a whole backbone, but it is without {', '.join(weights.facts['missing'])}"
+            raise UserError("CKPT", asked.src, expected, "Train it first, as a stage of a run.")
         model, backbone = _checked(weights, "CKPT", asked.src, [])
         facts = {"lineage": _lineage(asked.src, weights), **weights.facts}
         export.export_backbone(backbone, facts, folder, asked.format)
         images = proof.fixed_image(facts["channels"])
-        ours = proof.features(model, backbone, images)
-        print(verify.verify(asked.format, folder, facts, images, ours))
-    print(f"exported to {asked.dst}: {', '.join(sorted(os.listdir(asked.dst)))}")
+        for view in (images[:, 1:, 3:], images):  # odd sides tell paddings apart
+            ours = proof.features(model, backbone, view)
+            outcome = verify.verify(asked.format, folder, facts, view, ours)
+        display.line(outcome)
+    display.line(f"exported to {asked.dst}: {', '.join(sorted(os.listdir(asked.dst)))}")
 
 
 def _checked(
@@ -115,11 +125,11 @@ def _checked(
     import jax
 
     from hpt_jax.models.backbone import abstract_backbone, init_backbone
-    from hpt_jax.models.resnet import ResNet
+    from hpt_jax.models.resnet import ARCHITECTURE_FIELDS, ResNet
     from hpt_jax.weights import load
     from hpt_jax.weights.names import flatten
 
-    model = ResNet(**{name: weights.facts[name] for name in load.ARCHITECTURE})
+    model = ResNet(**{name: weights.facts[name] for name in ARCHITECTURE_FIELDS})
     wanted = flatten(abstract_backbone(model, weights.facts["channels"]))
     load.check(wanted, weights.tensors, missing, field, source, _flag)
     pixels = (weights.pixel_mean, weights.pixel_std, weights.pixel_window)
@@ -137,10 +147,12 @@ def _restated(weights: Weights, asked: argparse.Namespace) -> Weights:
         expected = f"{' or '.join(fitting)}, since its first convolution is {kernel}x{kernel}"
         raise UserError("--stem", asked.stem, expected, "Leave it out to take what is likely.")
     facts["stem"] = asked.stem or facts["stem"]
-    if asked.stem_stride and STEMS[facts["stem"]].stride is None:
-        facts["stem_stride"] = asked.stem_stride
+    if asked.stem_stride and STEMS[facts["stem"]].stride not in (None, asked.stem_stride):
+        expected = f"{STEMS[facts['stem']].stride}, since its first convolution is 7x7"
+        raise UserError("--stem-stride", asked.stem_stride, expected, "Leave it out.")
+    facts["stem_stride"] = asked.stem_stride or facts["stem_stride"]
     said = asked.stem or asked.stem_stride
-    notes = tuple(note for note in weights.notes if not (said and "stem" in note))
+    notes = tuple(note for note in weights.notes if not (said and " stem" in note))
     return dataclasses.replace(weights, facts=facts, notes=notes)
 
 
@@ -161,9 +173,10 @@ def _without(backbone: Backbone, missing: set[str]) -> Backbone:
 
 
 def _lineage(source: str, weights: Weights) -> str:
-    from hpt_jax.weights import load
+    from hpt_jax.weights import files, load
 
-    return f"{Path(source).name} ({weights.dialect}, content {load.fingerprint(source)})"
+    name = files.printable(Path(source).name)
+    return f"{name} ({weights.dialect}, content {load.fingerprint(source)})"
 
 
 def _flag(name: str, value: object) -> str:
@@ -172,22 +185,28 @@ def _flag(name: str, value: object) -> str:
 
 @contextmanager
 def _new_folder(path: str) -> Iterator[Path]:
-    """Yields a folder that is renamed to `path` at the end; after an error there is none."""
-    target = Path(path).absolute()
-    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        expected = "a folder that is not there yet, or is empty"
-        raise UserError("DST", path, expected, "Choose another, or delete it.")
-    above = next(folder for folder in target.parents if os.path.lexists(folder))
+    """Yields a folder whose content is at `path` in the end; after an error nothing is there."""
+    target = Path(os.path.realpath(path))
+    there = os.path.lexists(target)
+    if there and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(
+            "DST", path, "a folder that is not there yet, or is empty", "Choose another."
+        )
+    above = target if there else next(one for one in target.parents if os.path.lexists(one))
     try:
-        temporary = Path(tempfile.mkdtemp(dir=above, prefix=f".{target.name}."))
+        temporary = Path(tempfile.mkdtemp(dir=above, prefix=".new."))
     except OSError as error:
         expected = f"a folder that can be made, but: {error.strerror}"
         raise UserError("DST", path, expected, "Choose another.") from None
     try:
         yield temporary
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.chmod(0o777 & ~_umask())
-        os.rename(temporary, target)
+        if there:  # it may be a mount point or the end of a link, which cannot be replaced
+            for file in temporary.iterdir():
+                file.rename(target / file.name)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.chmod(0o777 & ~_umask())
+            temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

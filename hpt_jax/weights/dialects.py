@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -25,10 +26,21 @@ _STYLES = {
     "modules": re.compile(rf"(?:(?:conv|bn)1|layer[1-9]\.\d+\.{_IN_BLOCK})\.\w+"),
     "sequential": re.compile(rf"(?:[01]|[2-7]\.\d+\.{_IN_BLOCK})\.\w+"),
 }
-# Encoders that follow another by momentum: what MoCo calls the key encoder. The query's is taken.
-_MOMENTUM = re.compile(r"encoder_k|momentum|target")
-# Modules that change what a backbone computes; others beside it (fc, head, queue) do not.
+# An encoder that follows another by momentum, and the one that it follows, which is taken: MoCo's
+# key encoder and its query encoder, in the names of the projects.
+_FOLLOWS = (
+    ("encoder_k", "encoder_q"), ("key_encoder", "query_encoder"), ("target", "online"),
+    ("momentum_encoder", "base_encoder"), ("momentum_", ""), ("_momentum", ""),
+)  # fmt: skip
+# Modules that change what a backbone computes.
 _OF_BACKBONE = re.compile(r"(?:conv|bn|layer|norm|stem|maxpool|attnpool)\d*\.")
+# Modules beside a backbone that do not; of whatever else stands there the proof warns.
+_BESIDE = re.compile(
+    r"(?:module\.)?\w*(?:fc|head|linear|classifier|proj|pred|queue|logit|neck|mlp|prototype|cluster"
+    r"|optimizer|scheduler|loss|ema|meter)",
+    re.IGNORECASE,
+)
+_DENSE = re.compile(r"(?:^|\.)(?:aux_classifier|decode_head|rpn|fpn|roi_heads?)\.")
 _LIGHTNING = "pytorch-lightning_version"
 # Whose recipes normalise with ImageNet's mean and standard deviation.
 _ON_IMAGENET = ("facebookresearch MoCo", "OpenSelfSup or mmselfsup", "VISSL")
@@ -40,6 +52,7 @@ class Found:
 
     Attributes:
       dialect: who names tensors so, in words.
+      prefix: what its names in the file begin with.
       tensors: by torchvision's names, convolutions as [h, w, in, out].
       unused: name in the file -> shape, of all that is no part of the backbone.
       stem: where the dialect decides it, a name of `models.resnet.STEMS`; else ''.
@@ -49,6 +62,7 @@ class Found:
     """
 
     dialect: str
+    prefix: str
     tensors: dict[str, np.ndarray]
     unused: dict[str, tuple[int, ...]]
     stem: str = ""
@@ -81,6 +95,9 @@ def find(content: Content, prefix: str | None, field: str, source: str) -> Found
             raise UserError("--prefix", prefix, "what a backbone's names begin with", fix)
         style = styles[0]
     tensors, notes = _below(prefix, style, content)
+    passed = [repr(at) for _, at in there if at != prefix]
+    if passed:
+        notes.append(f"passed over: another backbone below {', '.join(passed)}")
     kept = {new for new in tensors if _OF_BACKBONE.match(new)}
     unused = {prefix + new: value.shape for new, value in tensors.items() if new not in kept}
     unused |= {k: v.shape for k, v in content.tensors.items() if not k.startswith(prefix)}
@@ -88,22 +105,38 @@ def find(content: Content, prefix: str | None, field: str, source: str) -> Found
     dialect = _dialect(prefix, style, content)
     if dialect == "solo-learn" and tensors.get("conv1.weight", np.zeros(())).shape[-1:] == (3,):
         stem = "solo"
-        notes += ("solo-learn pads its 3x3 stem by 2: the stem is 'solo' ('small' pads by 1)",)
+        notes.append("solo-learn pads its 3x3 stem by 2: the stem is 'solo' ('small' pads by 1)")
+    notes += _warnings(tensors.keys() - kept, unused)
     tensors = {new: names.from_torch(value) for new, value in tensors.items() if new in kept}
     pixels = "imagenet" if dialect in _ON_IMAGENET else ""
-    return Found(dialect, tensors, unused, stem, pixels, notes)
+    return Found(dialect, prefix, tensors, unused, stem, pixels, tuple(notes))
 
 
-def _candidates(content: Content) -> dict[tuple[str, str], int]:
-    """(style, prefix) -> how many tensors; of those that have a block."""
-    counts: dict[tuple[str, str], int] = {}
-    blocks: set[tuple[str, str]] = set()
+def _warnings(beside: Iterable[str], unused: Iterable[str]) -> list[str]:
+    """What stands in the file and may mean that the network computes something else."""
+    notes = []
+    unknown = sorted({name.partition(".")[0] for name in beside if not _BESIDE.match(name)})
+    if unknown:
+        notes.append(
+            f"beside the backbone there are {', '.join(unknown)}: if its forward pass uses them, "
+            "it computes something else"
+        )
+    if any(_DENSE.search(name) for name in unused):
+        notes.append(
+            "it is of a detector or a segmenter: its last layers may be dilated where these "
+            "stride, and its batch norm's epsilon another, neither of which a file says"
+        )
+    return notes
+
+
+def _candidates(content: Content) -> list[tuple[str, str]]:
+    """(style, prefix) of all that have blocks of at least two layers, the shortest prefix first."""
+    layers: dict[tuple[str, str], set[str]] = {}
     for name in content.tensors:
         for style, prefix, rest in _split(name):
-            counts[style, prefix] = counts.get((style, prefix), 0) + 1
             if rest.count(".") > 1:
-                blocks.add((style, prefix))
-    return {key: count for key, count in counts.items() if key in blocks}
+                layers.setdefault((style, prefix), set()).add(rest.partition(".")[0])
+    return sorted((key for key, found in layers.items() if len(found) > 1), key=lambda k: len(k[1]))
 
 
 def _split(name: str) -> Iterator[tuple[str, str, str]]:
@@ -116,12 +149,16 @@ def _split(name: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _choose(
-    there: dict[tuple[str, str], int], content: Content, field: str, source: str
+    there: list[tuple[str, str]], content: Content, field: str, source: str
 ) -> tuple[str, str]:
-    most = max(there.values(), default=0)
-    whole = [key for key, count in there.items() if 2 * count > most]
-    left = [key for key in whole if not _MOMENTUM.search(key[1])] or whole
-    left.sort(key=lambda key: len(key[1]))
+    prefixes = {prefix for _, prefix in there}
+
+    def follows(prefix: str) -> bool:
+        return any(
+            key in prefix and prefix.replace(key, query) in prefixes for key, query in _FOLLOWS
+        )
+
+    left = [key for key in there if not follows(key[1])]
     if not left:
         raise UserError(field, source, EXPECTED, _why_none(content))
     first, *others = left
@@ -132,7 +169,7 @@ def _choose(
             shown = " and ".join(repr(at) for _, at in left)
             fix = (
                 f"These keys carry the prefixes {shown}: choose with python -m hpt_jax.weights "
-                f"import {source} DST --prefix {left[0][1]}"
+                f"import {shlex.quote(source)} DST --prefix {shlex.quote(first[1])}"
             )
             raise UserError(field, source, "one backbone, but it holds several", fix)
     return first
@@ -150,9 +187,7 @@ def _why_none(content: Content) -> str:
     return f"It holds {', '.join(known[:4]) if known else 'no tensors'}: no layer1.0.conv1.weight."
 
 
-def _below(
-    prefix: str, style: str, content: Content
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def _below(prefix: str, style: str, content: Content) -> tuple[dict[str, np.ndarray], list[str]]:
     """All tensors below a prefix by torchvision's names, as torch lays them out; notes."""
     tensors = {
         name[len(prefix) :]: value
@@ -160,8 +195,8 @@ def _below(
         if name.startswith(prefix)
     }
     if style == "sequential":
-        # With relu and max-pool among the children, blocks begin at place 4, else at 2.
-        first = 4 if any(re.match(r"[67]\.", name) for name in tensors) else 2
+        # Blocks begin at place 4 where relu and max-pool are among the children, else before.
+        first = min(int(name[0]) for name in tensors if re.match(r"[2-7]\.\d+\.", name))
         tensors = {_by_module(name, first): value for name, value in tensors.items()}
     tensors = {name.replace(".shortcut.", ".downsample."): v for name, v in tensors.items()}
     split = 0
@@ -172,7 +207,7 @@ def _below(
         if 0 < len(scale) < len(value) and len(value) % len(scale) == 0:
             split = len(value) // len(scale)
             tensors[name] = value.reshape(split, -1).mean(0, dtype=value.dtype)
-    notes = (f"batch norm's statistics are the mean over {split} splits",) if split else ()
+    notes = [f"batch norm's statistics are the mean over {split} splits"] if split else []
     return tensors, notes
 
 
@@ -245,7 +280,7 @@ def _simclr(content: Content, field: str, source: str) -> Found:
     notes = ["SimCLR's pixels are in [0, 1], not normalised"]
     if stem == "simclr":
         notes.append("its max-pool is padded on the right alone: the stem is 'simclr'")
-    return Found("SimCLR, TensorFlow", tensors, unused, stem, "raw", tuple(notes))
+    return Found("SimCLR, TensorFlow", prefix, tensors, unused, stem, "raw", tuple(notes))
 
 
 def _simclr_orders() -> Iterator[list[str]]:

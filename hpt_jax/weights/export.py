@@ -221,8 +221,18 @@ def _network(facts: Facts) -> str:
     if stem.pool is None:
         lines.append("model.maxpool = torch.nn.Identity()")
     elif stem.pool == "SAME":
-        lines.append("# TensorFlow's SAME, on images whose side is a multiple of 4.")
-        lines.append("model.maxpool = torch.nn.MaxPool2d(3, 2, ceil_mode=True)")
+        lines += [
+            "",
+            "",
+            "class Same(torch.nn.Module):  # padded as TensorFlow pads",
+            "    def forward(self, x):",
+            "        edges = (x.shape[-1] % 2, 1, x.shape[-2] % 2, 1)",
+            "        x = torch.nn.functional.pad(x, edges)",
+            "        return torch.nn.functional.max_pool2d(x, 3, 2)",
+            "",
+            "",
+            "model.maxpool = Same()",
+        ]
     lines.append("model.fc = torch.nn.Identity()")
     return "\n".join(lines)
 

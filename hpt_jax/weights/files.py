@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import glob
 import json
+import os
 import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,10 +40,12 @@ _REFUSED = (
     (rb"\x80[\x02-\x05]", _PICKLE, _PICKLE_FIX),
 )
 _DEEPEST = 8  # nested dicts
+TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 METADATA = "hpt_jax"  # the key under which a file of ours tells what its tensors do not
 
 # Settings that trainers save beside the weights. They are read as blanks, so that neither their
-# packages nor any code of theirs is needed; everything else that is not a tensor is refused.
+# packages nor any code of theirs is needed; everything else that is not a tensor is refused. (Dicts
+# become OrderedDicts: torch's reader fills no other kind of dict that has a state of its own.)
 _BLANK_DICTS = (
     "mmcv.utils.config.ConfigDict",
     "mmengine.config.config.ConfigDict",
@@ -61,7 +65,6 @@ _BLANKS = (
     "builtins.int",
     "builtins.list",
     "builtins.str",
-    "collections.defaultdict",
     "mmengine.logging.history_buffer.HistoryBuffer",
     "numpy._core.multiarray._reconstruct",
     "numpy._core.multiarray.scalar",
@@ -114,11 +117,15 @@ def read(path: Path, field: str) -> Content:
     """
     if tensorflow_index(path):
         return _read_tensorflow(path, field)
-    with path.open("rb") as file:
-        head = file.read(256)
+    try:
+        with path.open("rb") as file:
+            head = file.read(256)
+    except OSError as error:
+        expected = f"a file that can be read, but: {error.strerror}"
+        raise UserError(field, str(path), expected, "Allow it, or choose another.") from None
     if not head:
         raise UserError(field, str(path), f"{EXPECTED}; the file is empty", "Download it again.")
-    if zipfile.is_zipfile(path) or head.startswith((b"PK\x03\x04", _TORCH_BEFORE_ZIP)):
+    if head.startswith((b"PK\x03\x04", _TORCH_BEFORE_ZIP)):
         return _read_torch(path, field)
     for begins, expected, fix in _REFUSED:
         if re.match(begins, head, re.IGNORECASE):
@@ -129,19 +136,27 @@ def read(path: Path, field: str) -> Content:
 def tensorflow_index(path: Path) -> Path | None:
     """The index file of a TensorFlow checkpoint that `path` is the prefix of; None: it is not."""
     index = path.with_name(path.name + ".index")
-    return index if path.name and index.is_file() else None
+    if not os.path.isfile(index):
+        return None
+    has_data = any(path.parent.glob(f"{glob.escape(path.name)}.data-*-of-*"))
+    return index if has_data else None
 
 
 def _read_safetensors(path: Path, field: str) -> Content:
+    tensors: dict[str, np.ndarray] = {}
     try:
-        # As JAX's arrays, because NumPy's own have no bfloat16.
-        with safe_open(path, "flax") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+        # NumPy has no bfloat16, and JAX would round float64.
+        with safe_open(path, "numpy") as file, safe_open(path, "flax") as in_jax:
+            metadata, known = file.metadata() or {}, list(file.keys())
+            for name in known:
+                dtype = file.get_slice(name).get_dtype()
+                if dtype in ("F16", "F32", "F64", "BF16"):
+                    reader = in_jax if dtype == "BF16" else file
+                    tensors[name] = np.asarray(reader.get_tensor(name))
     except (SafetensorError, OSError, ValueError) as error:
         fix = f"Download or copy it again; as safetensors it cannot be read: {error}."
         raise UserError(field, str(path), EXPECTED, fix) from None
-    return Content(_floats(tensors), metadata, frozenset(tensors))
+    return Content(_floats(tensors), metadata, frozenset(known))
 
 
 def _floats(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -174,6 +189,10 @@ class _Blank:
         pass
 
 
+def _blank_defaultdict(*_: object) -> dict[Any, Any]:
+    return {}
+
+
 def _read_torch(path: Path, field: str) -> Content:
     try:
         import torch
@@ -185,7 +204,8 @@ def _read_torch(path: Path, field: str) -> Content:
             "Run pip install 'hpt_jax[torch]'.",
         ) from None
     blanks: list[Any] = [(_Blank, name) for name in _BLANKS]
-    blanks += [(dict, name) for name in _BLANK_DICTS]
+    blanks += [(collections.OrderedDict, name) for name in _BLANK_DICTS]
+    blanks += [(_blank_defaultdict, "collections.defaultdict")]
     try:
         with torch.serialization.safe_globals(blanks), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -202,13 +222,24 @@ def _read_torch(path: Path, field: str) -> Content:
         content = {"": content}
     tensors = {}
     for name, value in _leaves(content):
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.is_sparse:
+        if isinstance(value, torch.Tensor) and _is_plain(value):
             half = value.element_size() == 2
             tensors[name] = (value.detach().float() if half else value.detach()).numpy()
     told = getattr(content, "_metadata", None)
     own = told.get(METADATA) if isinstance(told, dict) else None
     metadata = own if isinstance(own, dict) and isinstance(own.get(METADATA), str) else {}
     return Content(_floats(tensors), metadata, frozenset(map(str, content)))
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether NumPy can hold it; not where few stored numbers stand for more than memory holds."""
+    return (
+        tensor.is_floating_point()
+        and tensor.element_size() in (2, 4, 8)
+        and str(tensor.layout) == "torch.strided"
+        and tensor.device.type == "cpu"
+        and tensor.nbytes <= tensor.untyped_storage().nbytes()
+    )
 
 
 def _not_weights(path: Path, field: str, message: str) -> UserError:
@@ -250,12 +281,13 @@ def _read_tensorflow(path: Path, field: str) -> Content:
     return Content(_floats(arrays), {}, frozenset(arrays), torch=False)
 
 
-def timm_pixels(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Mean and std, f32[channels], of the config.json that timm keeps beside a model, if any."""
+def timm_config(path: Path) -> dict[str, Any]:
+    """The config.json that timm keeps beside a model of its own; {} where there is none."""
+    if path.name not in TIMM_FILES:
+        return {}
     try:
-        config = json.loads((path.parent / "config.json").read_text())["pretrained_cfg"]
-        mean, std = (np.array(config[name], np.float32) for name in ("mean", "std"))
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    sound = mean.shape == std.shape == (channels,) and np.isfinite(mean).all() and (std > 0).all()
-    return (mean, std) if sound else None
+        content = json.loads((path.parent / "config.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    known = isinstance(content, dict) and isinstance(content.get("pretrained_cfg"), dict)
+    return content if known else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from flax import traverse_util
 from hpt_jax import checkpoints
 from hpt_jax.errors import UserError
 from hpt_jax.models.backbone import Backbone
-from hpt_jax.models.resnet import ARCHITECTURES, STEMS
+from hpt_jax.models.resnet import ARCHITECTURE_FIELDS, ARCHITECTURES, STEMS
 from hpt_jax.weights import dialects, files
 from hpt_jax.weights.names import flatten, torch_name
 from hpt_jax.workdir import StageFolder, read_json
@@ -25,15 +26,13 @@ from hpt_jax.workdir import StageFolder, read_json
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
-# The fields of a model that its weights decide.
-ARCHITECTURE = ("arch", "width", "stem", "stem_stride")
 # What our files say of themselves beyond their tensors, and of which type it is.
 _TOLD = {
     "arch": str, "stem": str, "stem_stride": int, "bn_groups": int, "dtype": str, "image_size": int,
     "lineage": str, "stage_id": str, "missing": list, "pixel_mean": list, "pixel_std": list,
     "pixel_window": list,
 }  # fmt: skip
-STRIDE_ASSUMED = "a file does not say the stride of a 3x3 stem: 1 is assumed"
+STRIDE_ASSUMED = "a file does not say what follows a 3x3 stem: stride 1 and no max-pool are assumed"
 # How a message names a setting that would help: ('arch', 'resnet18') -> '--arch resnet18'.
 Setting = Callable[[str, object], str]
 
@@ -44,12 +43,13 @@ class Weights:
 
     Attributes:
       tensors: by torchvision's names, convolutions as [h, w, in, out].
-      facts: the model's fields (`ARCHITECTURE`), 'channels', and what the file says of itself.
+      facts: a model's `ARCHITECTURE_FIELDS`, 'channels', and what the file says of itself.
       pixel_mean: f32[C].
       pixel_std: f32[C].
       pixel_window: i32[2], as in `Backbone`.
       source: where they come from, in words.
       dialect: who names tensors so, in words.
+      prefix: what the backbone's names in the file begin with.
       unused: name in the file -> shape, of what is no part of the backbone.
       notes: what was concluded or assumed, in sentences.
     """
@@ -61,6 +61,7 @@ class Weights:
     pixel_window: np.ndarray
     source: str
     dialect: str = "hpt_jax"
+    prefix: str = ""
     unused: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -92,8 +93,9 @@ def load(path: str, field: str = "init", prefix: str | None = None) -> Weights:
         raise UserError(field, path, files.EXPECTED, "(not found, or unfinished) Check the path.")
     content = files.read(file, field)
     found = dialects.find(content, prefix, field, path)
-    _check_finite(found.tensors, field, path)
     facts = _architecture(found, field, path)
+    _check_finite(found.tensors, field, path)
+    _check_timm(files.timm_config(file), _depths(found.tensors), field, path)
     told = _told(content.metadata, facts["channels"], field, path)
     facts |= {name: value for name, value in told.items() if name != "arch"}
     if told.get("arch") in _depths(found.tensors):
@@ -112,6 +114,7 @@ def load(path: str, field: str = "init", prefix: str | None = None) -> Weights:
         pixel_window=window,
         source=source,
         dialect="hpt_jax" if told else found.dialect,
+        prefix=found.prefix,
         unused=found.unused,
         notes=(*notes, *assumed),
     )
@@ -201,7 +204,7 @@ def check_architecture(
 
     Args:
       weights: as loaded.
-      wanted: a value for each of `ARCHITECTURE`.
+      wanted: a value for each of `ARCHITECTURE_FIELDS`.
       field: the config's field or the flag to blame.
       source: the file.
       setting: names what to set, so that it fits.
@@ -209,7 +212,7 @@ def check_architecture(
     Raises:
       UserError: says of what network the file is, and how to take it.
     """
-    differ = [name for name in ARCHITECTURE if weights.facts[name] != wanted[name]]
+    differ = [name for name in ARCHITECTURE_FIELDS if weights.facts[name] != wanted[name]]
     if "arch" in differ and wanted["arch"] in _depths(weights.tensors):
         differ.remove("arch")
     if "stem_stride" in differ and STEMS[weights.facts["stem"]].stride is not None:
@@ -308,8 +311,10 @@ def _fix(
             f"The weights take images of {theirs[2]} channels, the data has {ours[2]}: "
             f"{setting('channels', theirs[2])} (1: luma, 3: grey is repeated)."
         )
-    if any(name.startswith("conv1.") for name in extra):
+    if any(name.startswith("conv1.0.") for name in extra):
         return "Its first layer is not one convolution (ResNet-C or D); ours is."
+    if all(name in missing for name in wanted if "running_" in name):
+        return "It has no statistics of batch norm: it is of another norm, and cannot be loaded."
     if extra and not missing:
         return f"It is a ResNet with parts that ours has not ({extra[0]})."
     if missing:
@@ -355,7 +360,7 @@ def _blocks(tensors: Mapping[str, Any]) -> dict[int, int]:
 
 
 def _architecture(found: dialects.Found, field: str, source: str) -> dict[str, Any]:
-    """The fields of `ARCHITECTURE`, and the channels, from names and shapes."""
+    """The fields of `ARCHITECTURE_FIELDS`, and the channels, from names and shapes."""
     tensors = found.tensors
     depths = _depths(tensors)
     if not depths:
@@ -391,7 +396,7 @@ def _told(metadata: Mapping[str, str], channels: int, field: str, source: str) -
         return {}
     try:
         content = json.loads(metadata[files.METADATA])
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     content = content if isinstance(content, dict) else {"stem": None}
     told = {name: value for name, value in content.items() if name in _TOLD}
@@ -401,7 +406,7 @@ def _told(metadata: Mapping[str, str], channels: int, field: str, source: str) -
         all(type(value) is _TOLD[name] for name, value in told.items())
         and all(len(value) == lengths[name] for name, value in pixels.items())
         and all(type(n) in (int, float) and abs(n) < 1e9 for row in pixels.values() for n in row)
-        and min(pixels.get("pixel_std", [1])) > 0
+        and min(pixels.get("pixel_std", [1])) > 1e-9
         and ("pixel_mean" in pixels) == ("pixel_std" in pixels)
         and all(type(part) is str for part in told.get("missing", ()))
         and told.get("stem", "small") in STEMS
@@ -410,9 +415,11 @@ def _told(metadata: Mapping[str, str], channels: int, field: str, source: str) -
     if not sound:
         expected = "the facts in the header of an export of hpt_jax, but they are damaged"
         raise UserError(field, source, expected, "Export it again.")
+    told["missing"] = [files.printable(part) for part in told.get("missing", ())]
     return {
         name: files.printable(value) if isinstance(value, str) else value
         for name, value in told.items()
+        if name != "missing" or value
     }
 
 
@@ -427,23 +434,41 @@ def _pixels(
         return np.zeros(channels, np.float32), np.ones(channels, np.float32), ()
     if pixels == "imagenet":
         return *imagenet_pixels(channels), ()
-    beside = files.timm_pixels(file, channels)
-    if beside:
-        return *beside, ("mean and std of pixels are those of config.json beside it",)
+    config = files.timm_config(file).get("pretrained_cfg", {})
+    both = [np.ravel(config.get(name, ())) for name in ("mean", "std")]
+    if all(one.dtype.kind in "if" and one.shape == (channels,) for one in both):
+        mean, std = (one.astype(np.float32) for one in both)
+        if np.isfinite(mean).all() and (std > 1e-9).all():
+            return mean, std, ("mean and std of pixels are those of config.json beside it",)
     note = "the file does not say how pixels were normalised: ImageNet's mean and std are assumed"
     return *imagenet_pixels(channels), (note,)
 
 
 def _check_finite(tensors: Mapping[str, np.ndarray], field: str, source: str) -> None:
-    broken = [name for name, value in tensors.items() if not np.isfinite(value).all()]
-    if broken:
-        expected = f"finite numbers, but {broken[0]} has others"
-        raise UserError(field, source, expected, "Take an earlier checkpoint of that training.")
+    for name, value in tensors.items():
+        with np.errstate(over="ignore"):
+            single = value.astype(np.float32)
+        if not np.isfinite(single).all() or (name.endswith("running_var") and (single < 0).any()):
+            expected = f"finite numbers and variances of at least 0, but {name} has others"
+            raise UserError(field, source, expected, "Take an earlier checkpoint of that training.")
+
+
+def _check_timm(config: Mapping[str, Any], depths: list[str], field: str, source: str) -> None:
+    """Refuses what config.json says is another network, though names and shapes are the same."""
+    name = str(config.get("architecture", "resnet18"))
+    plain = re.fullmatch(r"(?:tv_|gluon_|ssl_|swsl_)?(resnet\d+)(?:\..*)?", name)
+    others = set(config.get("model_args") or ()) - {"num_classes", "in_chans", "global_pool"}
+    if others or plain is None or (config and plain[1] not in depths):
+        arguments = f" with {', '.join(sorted(map(str, others)))}" if others else ""
+        expected = (
+            f"a plain ResNet, but config.json beside it says {files.printable(name)}{arguments}"
+        )
+        raise UserError(field, source, expected, "Other networks cannot be loaded.")
 
 
 def _is_stage(path: str) -> bool:
     folder = StageFolder(Path(path))
-    return folder.lineage.is_file() and folder.is_done
+    return os.path.isfile(folder.lineage) and folder.is_done  # of names too long for a file too
 
 
 def _locate(path: str, field: str) -> Path | None:
@@ -456,13 +481,17 @@ def _locate(path: str, field: str) -> Path | None:
     name = re.sub(r"\.(index|data-\d+-of-\d+|meta)$", "", here.name)
     if name and files.tensorflow_index(here.with_name(name)):
         return here.with_name(name)
-    if here.is_file():
+    if os.path.isfile(here):
         return here
-    if not here.is_dir():
+    if not os.path.isdir(here):
         return None
-    inside = [here / name for name in ("backbone.safetensors", "model.safetensors")]
-    inside = [file for file in inside if file.is_file()]
-    inside += [index.with_suffix("") for index in here.glob("*.index")]
+    inside = [here / name for name in ("backbone.safetensors", *files.TIMM_FILES)]
+    inside = [file for file in inside if file.is_file()][:1]
+    inside += [
+        p
+        for p in (index.with_suffix("") for index in here.glob("*.index"))
+        if files.tensorflow_index(p)
+    ]
     if len(inside) == 1:
         return inside[0]
     fix = "It is a folder that no finished stage is in, and no weights."

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hpt_jax.errors import UserError
 from hpt_jax.models.backbone import Backbone, jit_once
 from hpt_jax.models.resnet import ResNet
 from hpt_jax.weights.load import Weights
@@ -25,6 +26,7 @@ class Proof:
     Attributes:
       source: the weights, in words.
       dialect: who names tensors so.
+      prefix: what their names in the file begin with.
       matched: tensors of the backbone that came from the file.
       expected: tensors that the backbone has.
       missing: the others, which start at random.
@@ -36,6 +38,7 @@ class Proof:
 
     source: str
     dialect: str
+    prefix: str
     matched: int
     expected: int
     missing: tuple[str, ...]
@@ -47,7 +50,7 @@ class Proof:
         """The proof for a terminal; names beyond the first few are in `lineage.json`."""
         share = 100 * self.matched / self.expected
         yield f"weights from {self.source}"
-        yield f"  dialect: {self.dialect}"
+        yield f"  dialect: {self.dialect}" + (f", below {self.prefix!r}" if self.prefix else "")
         yield f"  backbone tensors matched: {self.matched}/{self.expected} ({share:.4g} %)"
         if self.missing:
             yield f"  missing, start at random: {_some(self.missing)}"
@@ -70,12 +73,20 @@ def prove(weights: Weights, model: ResNet, backbone: Backbone) -> Proof:
       weights: as loaded.
       model: of the backbone.
       backbone: with the weights in it.
+
+    Raises:
+      UserError: what they compute is not finite.
     """
     wanted = flatten(backbone)
-    values = features(model, backbone, fixed_image(len(backbone.pixel_mean)))[0]
+    image = fixed_image(len(backbone.pixel_mean))
+    values = features(model, backbone, image)[0].astype(np.float64)
+    if not np.isfinite(values).all():
+        expected = "weights whose features are finite, on the fixed image"
+        raise UserError("init", weights.source, expected, "Take an earlier checkpoint.")
     return Proof(
         source=weights.source,
         dialect=weights.dialect,
+        prefix=weights.prefix,
         matched=len(wanted.keys() & weights.tensors.keys()),
         expected=len(wanted),
         missing=tuple(name for name in wanted if name not in weights.tensors),

@@ -42,6 +42,7 @@ def build(facts: Mapping[str, Any], field: str = "--format", value: object = "on
     torch = needed("torch", field, value)
     models = needed("torchvision.models", field, value)
     base: Any = models.ResNet
+    module: Any = torch.nn.Module
     width, stem = facts["width"], STEMS[facts["stem"]]
 
     class Resnet(base):
@@ -49,6 +50,11 @@ def build(facts: Mapping[str, Any], field: str = "--format", value: object = "on
             if planes == 64:  # the first layer
                 self.inplanes = width
             return super()._make_layer(block, planes * width // 64, *args, **kwargs)
+
+    class Same(module):
+        def forward(self, x: Any) -> Any:  # after a ReLU, so that zeros change no maximum
+            edges = (x.shape[-1] % 2, 1, x.shape[-2] % 2, 1)
+            return torch.nn.functional.max_pool2d(torch.nn.functional.pad(x, edges), 3, 2)
 
     deep, stages = ARCHITECTURES[facts["arch"]]
     model = Resnet(models.resnet.Bottleneck if deep else models.resnet.BasicBlock, list(stages))
@@ -60,7 +66,7 @@ def build(facts: Mapping[str, Any], field: str = "--format", value: object = "on
     if stem.pool is None:
         model.maxpool = torch.nn.Identity()
     elif stem.pool == "SAME":
-        model.maxpool = torch.nn.MaxPool2d(3, 2, ceil_mode=True)
+        model.maxpool = Same()
     model.fc = torch.nn.Identity()
     return model.eval()
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import save_file
 
 from hpt_jax.models.backbone import abstract_backbone, init_backbone
-from hpt_jax.models.resnet import ResNet
+from hpt_jax.models.resnet import ARCHITECTURE_FIELDS, ResNet
 from hpt_jax.weights import __main__ as command
 from hpt_jax.weights import load, proof, verify
 from hpt_jax.weights.names import flatten, to_torch
@@ -76,7 +76,7 @@ def imported(tmp_path_factory):
 
 def features_of(folder, images):
     weights = load.load(str(folder))
-    model = ResNet(**{name: weights.facts[name] for name in load.ARCHITECTURE})
+    model = ResNet(**{name: weights.facts[name] for name in ARCHITECTURE_FIELDS})
     pixels = (weights.pixel_mean, weights.pixel_std)
     backbone = load.fill(init_backbone(model, jax.random.key(1), *pixels), weights)
     return proof.features(model, backbone, images)

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torchvision import models
 
+from hpt_jax.errors import UserError
 from hpt_jax.weights import __main__ as command
+from hpt_jax.weights import load
 
 pytestmark = pytest.mark.torch
 
@@ -135,26 +137,50 @@ def test_torchscript_is_refused(refused):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_file_with_changed_bytes_loads_or_is_refused_and_never_crashes(
-    tmp_path, monkeypatch, capsys, state, legacy
+def test_a_file_with_changed_bytes_loads_or_is_refused_in_one_line(
+    tmp_path, monkeypatch, state, legacy
 ):
     monkeypatch.chdir(tmp_path)
-    small = {name: value for name, value in state.items() if not name.startswith("layer4")}
-    whole, rng = saved(small, legacy), np.random.default_rng(0)
+    whole = saved({k: v for k, v in state.items() if k[:6] < "layer3"}, legacy)
+    rng = np.random.default_rng(0)
     # Where names and shapes stand, which is a small part of the file.
-    if legacy:
-        places = np.arange(0, min(len(whole), 20_000))
-    else:
+    places = np.arange(0, 20_000)
+    if not legacy:
         with zipfile.ZipFile(io.BytesIO(whole)) as file:
             entry = next(one for one in file.infolist() if one.filename.endswith("data.pkl"))
         places = np.arange(entry.header_offset, entry.header_offset + entry.file_size)
         places = np.concatenate([places, np.arange(len(whole) - 5000, len(whole))])
-    codes = set()
-    for number in range(60):
+    loaded, messages = 0, []
+    for number in range(150):
         changed = bytearray(whole)
         for place in rng.choice(places, 1 + number % 4):
             changed[place] = rng.integers(256)
         Path("x.pth").write_bytes(changed)
-        codes.add(command.main(["import", "x.pth", f"dst{number}", "--arch", "resnet18"]))
-        assert capsys.readouterr().err.count("\n") <= 1
-    assert codes == {2}  # layer4 is missing at the very least
+        try:
+            weights = load.load("x.pth")
+        except UserError as error:
+            messages.append(str(error))
+        else:
+            loaded += 1
+            assert all(np.isfinite(value).all() for value in weights.tensors.values())
+    assert loaded
+    assert messages
+    assert not any("\n" in message for message in messages)
+
+
+def test_tensors_that_numpy_cannot_hold_are_none(refused, state):
+    strange = {
+        "fp8": torch.zeros(3, dtype=torch.float8_e4m3fn),
+        "sparse": torch.eye(3).to_sparse_csr(),
+        "meta": torch.zeros(3, device="meta"),
+        "quantized": torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
+        # Five hundred million million numbers, of which the file holds one.
+        "huge": torch.zeros(1).expand(10**6, 10**5, 7, 7),
+    }
+    Path("x.pth").write_bytes(saved({**state, **strange}))
+    assert load.load("x.pth").tensors.keys() == {k for k in state if "num_b" not in k} - {
+        "fc.weight", "fc.bias",
+    }  # fmt: skip
+    for tensor in strange.values():
+        told = refused("y.pth", saved({**state, "conv1.weight": tensor}))
+        assert "conv1.weight [7, 7, 3, 64] is missing" in told

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import contextlib
 import dataclasses
 import re
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import timm
 import torch
 from torch import nn
 from torchvision import models
+from torchvision.models import segmentation
 
 from hpt_jax.errors import UserError
 from hpt_jax.models.backbone import abstract_backbone, init_backbone
@@ -111,13 +114,40 @@ def vissl(path: Path) -> nn.Module:
              "heads": {"0.clf.0.weight": torch.randn(5, 2048)}}  # fmt: skip
     content = {"classy_state_dict": {"train": True, "base_model": {"model": model}},
                "loss": np.float64(6.5), "iteration": 7}  # fmt: skip
-    # VISSL's config is of a class of its own, which nobody who loads the weights has.
-    module = types.ModuleType("vissl.config.attr_dict")
-    module.AttrDict = type("AttrDict", (dict,), {"__module__": module.__name__})
+    with foreign_classes("vissl.config.attr_dict.AttrDict") as (settings,):
+        torch.save({**content, "config": settings(lr=0.03)}, path)
+    return network
+
+
+@contextlib.contextmanager
+def foreign_classes(*paths: str) -> Iterator[list[type]]:
+    """Dicts with a state of their own, of packages that nobody who loads the weights has."""
+    made = []
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("vissl", "vissl.config", module.__name__):
-            patch.setitem(sys.modules, name, module)
-        torch.save({**content, "config": module.AttrDict(lr=0.03)}, path)
+        for path in paths:
+            place, _, name = path.rpartition(".")
+            module = types.ModuleType(place)
+            body = {"__module__": place, "__init__": _with_state}
+            setattr(module, name, type(name, (dict,), body))
+            made.append(getattr(module, name))
+            parts = place.split(".")
+            for end in range(1, len(parts) + 1):
+                patch.setitem(sys.modules, ".".join(parts[:end]), module)
+        yield made
+
+
+def _with_state(self: Any, **fields: Any) -> None:
+    dict.__init__(self, **fields)
+    self.frozen = False
+
+
+def with_settings(path: Path) -> nn.Module:
+    network = without_head(trained(models.resnet18()))
+    default = collections.defaultdict(float, a=1.0)
+    with foreign_classes("yacs.config.CfgNode", "mmengine.config.config.ConfigDict") as classes:
+        settings = [one(lr=0.1, inner=one(steps=3)) for one in classes]
+        content = {"model": network.state_dict(), "cfg": settings, "meters": default}
+        torch.save({**content, "root": Path("x"), "best": np.float32(3)}, path)
     return network
 
 
@@ -287,7 +317,7 @@ CASES: dict[str, Case] = {
     "lightly.pth": Case(lightly_torchvision, "lightly (torch.nn.Sequential)"),
     "lightly9.pth": Case(
         lightly("resnet-9", 0.25), "lightly (torch.nn.Sequential)", "resnet10", 16, **SMALL,
-        said="stride of a 3x3 stem: 1",
+        said=load.STRIDE_ASSUMED,
     ),
     "lightly50.pth": Case(
         lightly("resnet-50", 0.5), "lightly (torch.nn.Sequential)", "resnet50", 32, **SMALL
@@ -300,6 +330,7 @@ CASES: dict[str, Case] = {
     "solo.ckpt": Case(
         solo, "solo-learn", stem="solo", stem_stride=1, said="pads its 3x3 stem by 2"
     ),
+    "settings.pth": Case(with_settings, "torchvision or timm"),
     "wrapped.pt": Case(wrapped, "torchvision's names"),
 }  # fmt: skip
 
@@ -345,6 +376,25 @@ def test_the_documented_way_to_compare_features_gives_the_proofs_numbers(tmp_pat
     np.testing.assert_allclose(
         names["features"].numpy(), features_of(network, 3), rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_folder_that_timm_saves_for_its_hub_says_what_it_is(tmp_path):
+    network = trained(timm.create_model("resnet18", num_classes=0))
+    for name, safe in (("new", True), ("old", False)):
+        timm.models.save_for_hf(network, tmp_path / name, safe_serialization=safe)
+        weights = load.load(str(tmp_path / name))
+        assert "config.json" in "; ".join(weights.notes)
+    blurred = timm.create_model("resnetblur18", num_classes=0)
+    timm.models.save_for_hf(blurred, tmp_path / "blurred", safe_serialization=True)
+    with pytest.raises(UserError, match=r"config.json beside it says resnetblur18"):
+        load.load(str(tmp_path / "blurred"))
+
+
+def test_a_segmenter_is_told_from_a_classifier(tmp_path):
+    network = segmentation.fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True)
+    torch.save(network.state_dict(), tmp_path / "fcn.pth")
+    notes = load.load(str(tmp_path / "fcn.pth")).notes
+    assert "may be dilated" in "; ".join(notes)
 
 
 def test_two_encoders_that_nothing_tells_apart_are_not_chosen_between(tmp_path):

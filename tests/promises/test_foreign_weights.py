@@ -12,7 +12,7 @@ from support import folder_of, tiny_config, write_images
 from hpt_jax import config, run
 from hpt_jax.errors import UserError
 from hpt_jax.models.backbone import abstract_backbone
-from hpt_jax.models.resnet import ResNet
+from hpt_jax.models.resnet import ARCHITECTURE_FIELDS, ResNet
 from hpt_jax.weights import load
 from hpt_jax.weights.names import flatten, to_torch
 from hpt_jax.workdir import StageFolder, read_json
@@ -61,7 +61,7 @@ def test_adapt_reads_the_network_from_the_file_and_proves_what_it_loaded(tmp_pat
     assert "not part of the backbone: head.weight [3, 32]" in told
     lineage = read_json(next((tmp_path / "w" / "stages").glob("base-*/lineage.json")))
     model = lineage["config"]["model"]
-    assert {name: model[name] for name in load.ARCHITECTURE} == {
+    assert {name: model[name] for name in ARCHITECTURE_FIELDS} == {
         "arch": "resnet10", "width": 4, "stem": "small", "stem_stride": 1,
     }  # fmt: skip
     proof = lineage["weights"]
