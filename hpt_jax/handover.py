@@ -20,6 +20,7 @@ from hpt_jax.models.backbone import Backbone, abstract_backbone, init_backbone
 from hpt_jax.paper import statistics_note
 from hpt_jax.parallel import Devices
 from hpt_jax.telemetry.display import Display
+from hpt_jax.weights import check as check_weights
 from hpt_jax.weights import load
 from hpt_jax.weights.names import flatten
 from hpt_jax.weights.proof import Proof, prove
@@ -187,14 +188,14 @@ def _check_weights(stage: plan.Stage, template: str, library: Library, devices: 
         given = _file_of(stage, library.of_stage(stage))
         tensors, source, field = given.tensors, given.source, f"stages.{stage.name}.init"
         wanted = dataclasses.asdict(stage.config.model)
-        load.check_architecture(given, wanted, field, source, setting)
+        check_weights.architecture(given, wanted, field, source, setting)
         missing = (*missing, *given.facts.get("missing", ()))
     else:
         parent = stage.parent
         model = pretrain.make_model(parent.config.model, devices)
         tensors = flatten(abstract_backbone(model, _channels(parent, library)))
         source, field = f"stage {parent.name}", f"stages.{stage.name}"
-    load.check(flatten(like), tensors, missing, field, source, setting)
+    check_weights.tensors(flatten(like), tensors, missing, field, source, setting)
 
 
 def _channels(stage: plan.Stage, library: Library) -> int:

@@ -14,7 +14,7 @@ from hpt_jax.checkpoints import Checkpoints
 from hpt_jax.errors import UserError
 from hpt_jax.models.backbone import Backbone, abstract_backbone
 from hpt_jax.models.resnet import ResNet
-from hpt_jax.weights import export, load
+from hpt_jax.weights import check, export, load
 from hpt_jax.weights.names import flatten
 from hpt_jax.workdir import StageFolder, write_json
 
@@ -112,7 +112,7 @@ def test_an_export_comes_back_bit_by_bit(tmp_path, channels):
     path = export.export_backbone(backbone, facts_of(channels=channels), tmp_path)
     weights = load.load(str(path))
     blank = make_backbone(channels=channels, seed=1)
-    load.check(flatten(blank), weights.tensors, (), "init", weights.source, setting)
+    check.tensors(flatten(blank), weights.tensors, (), "init", weights.source, setting)
     filled = load.fill(blank, weights)
     assert equal_bits(filled.params, backbone.params)
     assert equal_bits(filled.batch_stats, backbone.batch_stats)
@@ -165,7 +165,7 @@ def setting(name, value):
 
 def said(wanted, given, allowed=()):
     with pytest.raises(UserError) as raised:
-        load.check(flatten(wanted), flatten(given), allowed, "init", "a file", setting)
+        check.tensors(flatten(wanted), flatten(given), allowed, "init", "a file", setting)
     return str(raised.value)
 
 
@@ -198,7 +198,7 @@ def test_named_parts_may_be_missing_and_stay_as_they_were():
     whole, cut = make_backbone(), without(make_backbone(seed=2), "layer4")
     assert "lacks layer4; to start them at random: missing := layer4" in said(whole, cut)
     assert "missing := layer4" in said(whole, cut, ("layer3",))
-    load.check(flatten(whole), flatten(cut), ("layer4",), "init", "a file", setting)
+    check.tensors(flatten(whole), flatten(cut), ("layer4",), "init", "a file", setting)
     weights = load.Weights(
         flatten(cut), {}, cut.pixel_mean, cut.pixel_std, cut.pixel_window, "a file"
     )

@@ -9,7 +9,7 @@ import pytest
 from hpt_jax.errors import UserError
 from hpt_jax.models.backbone import init_backbone
 from hpt_jax.models.resnet import ResNet
-from hpt_jax.weights import load, proof
+from hpt_jax.weights import check, load, proof
 from hpt_jax.weights.names import flatten
 
 
@@ -107,7 +107,7 @@ def test_simclrs_checkpoint_computes_what_its_network_computes(tmp_path, width, 
     assert not any("conv2d" in name and "Momentum" not in name for name in weights.unused)
     model = ResNet("resnet50", width, **stem)
     like = init_backbone(model, jax.random.key(1), weights.pixel_mean, weights.pixel_std)
-    load.check(flatten(like), weights.tensors, (), "init", "x", lambda *_: "")
+    check.tensors(flatten(like), weights.tensors, (), "init", "x", lambda *_: "")
     backbone = load.fill(like, weights)
     ours = proof.features(model, backbone, images)
     assert np.abs(ours - theirs).max() <= 1e-5 * max(1, np.abs(theirs).max())

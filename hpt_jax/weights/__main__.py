@@ -63,7 +63,7 @@ def import_weights(asked: argparse.Namespace) -> None:
     """Loads SRC strictly, prints the proof, and writes DST: weights, card and proof."""
     from hpt_jax.models.resnet import ARCHITECTURES
     from hpt_jax.telemetry.display import Display
-    from hpt_jax.weights import export, load, proof
+    from hpt_jax.weights import check, export, load, proof
     from hpt_jax.workdir import write_json
 
     display = Display()
@@ -79,7 +79,7 @@ def import_weights(asked: argparse.Namespace) -> None:
         if asked.channels:
             weights = load.with_channels(weights, asked.channels)
         wanted = {**weights.facts, "arch": asked.arch, "width": asked.width}
-        load.check_architecture(weights, wanted, "SRC", asked.src, _flag)
+        check.architecture(weights, wanted, "SRC", asked.src, _flag)
         weights = dataclasses.replace(weights, facts=wanted)
         named = [part.strip() for part in asked.missing.split(",") if part.strip()]
         named += [part for part in weights.facts.get("missing", ()) if part not in named]
@@ -126,12 +126,12 @@ def _checked(
 
     from hpt_jax.models.backbone import abstract_backbone, init_backbone
     from hpt_jax.models.resnet import ARCHITECTURE_FIELDS, ResNet
-    from hpt_jax.weights import load
+    from hpt_jax.weights import check, load
     from hpt_jax.weights.names import flatten
 
     model = ResNet(**{name: weights.facts[name] for name in ARCHITECTURE_FIELDS})
     wanted = flatten(abstract_backbone(model, weights.facts["channels"]))
-    load.check(wanted, weights.tensors, missing, field, source, _flag)
+    check.tensors(wanted, weights.tensors, missing, field, source, _flag)
     pixels = (weights.pixel_mean, weights.pixel_std, weights.pixel_window)
     return model, load.fill(init_backbone(model, jax.random.key(0), *pixels), weights)
 

@@ -69,7 +69,7 @@ def export_backbone(
     made = FORMATS[kind]
     reason = made.unfit(facts)
     if reason:
-        fix = "--format safetensors takes every network, torchvision and onnx nearly every one."
+        fix = "--format safetensors, torchvision and onnx take every network."
         raise UserError("--format", kind, f"a network that it can hold, but {reason}", fix)
     written = made.files(tensors, facts)
     card = _card(facts, len(tensors), made.usage(facts))

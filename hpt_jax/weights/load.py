@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from flax import traverse_util
 from hpt_jax import checkpoints
 from hpt_jax.errors import UserError
 from hpt_jax.models.backbone import Backbone
-from hpt_jax.models.resnet import ARCHITECTURE_FIELDS, ARCHITECTURES, STEMS
+from hpt_jax.models.resnet import STEMS
 from hpt_jax.weights import dialects, files
+from hpt_jax.weights.architecture import architecture_of, depths
 from hpt_jax.weights.names import flatten, torch_name
 from hpt_jax.workdir import StageFolder, read_json
 
@@ -33,8 +34,6 @@ _TOLD = {
     "pixel_window": list,
 }  # fmt: skip
 STRIDE_ASSUMED = "a file does not say what follows a 3x3 stem: stride 1 and no max-pool are assumed"
-# How a message names a setting that would help: ('arch', 'resnet18') -> '--arch resnet18'.
-Setting = Callable[[str, object], str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +77,7 @@ def load(path: str, field: str = "init", prefix: str | None = None) -> Weights:
       UserError: there is no backbone in it, or it must not be trusted.
     """
     if _is_stage(path):
-        folder = StageFolder(Path(path))
+        folder = StageFolder(_path(path))
         backbone, lineage = load_stage(folder), read_json(folder.lineage)
         return Weights(
             tensors=flatten(backbone),
@@ -93,12 +92,12 @@ def load(path: str, field: str = "init", prefix: str | None = None) -> Weights:
         raise UserError(field, path, files.EXPECTED, "(not found, or unfinished) Check the path.")
     content = files.read(file, field)
     found = dialects.find(content, prefix, field, path)
-    facts = _architecture(found, field, path)
+    facts = architecture_of(found.tensors, found.stem, field, path)
     _check_finite(found.tensors, field, path)
-    _check_timm(files.timm_config(file), _depths(found.tensors), field, path)
+    _check_timm(files.timm_config(file), depths(found.tensors), field, path)
     told = _told(content.metadata, facts["channels"], field, path)
     facts |= {name: value for name, value in told.items() if name != "arch"}
-    if told.get("arch") in _depths(found.tensors):
+    if told.get("arch") in depths(found.tensors):
         facts["arch"] = told["arch"]  # which a partial file may leave open
     notes = list(found.notes)
     if STEMS[facts["stem"]].stride is None and "stem_stride" not in told:
@@ -140,7 +139,7 @@ def load_stage(folder: StageFolder) -> Backbone:
 def inspect(path: str) -> Mapping[str, Any] | None:
     """The model's fields and the channels of a checkpoint; None where there is no such file."""
     if _is_stage(path):
-        return _facts_of_stage(read_json(StageFolder(Path(path)).lineage))
+        return _facts_of_stage(read_json(StageFolder(_path(path)).lineage))
     return load(path).facts if _locate(path, "init") else None
 
 
@@ -157,7 +156,7 @@ def _facts_of_stage(lineage: Mapping[str, Any]) -> dict[str, Any]:
 def fingerprint(path: str) -> str | None:
     """A hash of a checkpoint's content; None where there is no such file."""
     if _is_stage(path):
-        return read_json(StageFolder(Path(path)).lineage)["id"]
+        return read_json(StageFolder(_path(path)).lineage)["id"]
     file = _locate(path, "init")
     if file is None:
         return None
@@ -197,80 +196,6 @@ def with_channels(weights: Weights, channels: int) -> Weights:
     )
 
 
-def check_architecture(
-    weights: Weights, wanted: Mapping[str, Any], field: str, source: str, setting: Setting
-) -> None:
-    """Compares what the weights are of with what they are wanted for.
-
-    Args:
-      weights: as loaded.
-      wanted: a value for each of `ARCHITECTURE_FIELDS`.
-      field: the config's field or the flag to blame.
-      source: the file.
-      setting: names what to set, so that it fits.
-
-    Raises:
-      UserError: says of what network the file is, and how to take it.
-    """
-    differ = [name for name in ARCHITECTURE_FIELDS if weights.facts[name] != wanted[name]]
-    if "arch" in differ and wanted["arch"] in _depths(weights.tensors):
-        differ.remove("arch")
-    if "stem_stride" in differ and STEMS[weights.facts["stem"]].stride is not None:
-        differ.remove("stem_stride")
-    if differ:
-        fix = " ".join(setting(name, weights.facts[name]) for name in differ)
-        if "stem_stride" in differ and STRIDE_ASSUMED in weights.notes:
-            stride = wanted["stem_stride"]
-            fix += f" (or import it with --stem-stride {stride}, if it was trained so)"
-        expected = f"weights of {_in_words(wanted)}, but they are of {_in_words(weights.facts)}"
-        raise UserError(field, source, expected, f"To take them as they are: {fix}")
-
-
-def check(
-    wanted: Mapping[str, Any],
-    given: Mapping[str, Any],
-    missing_allowed: Iterable[str],
-    field: str,
-    source: str,
-    setting: Setting,
-) -> None:
-    """Compares tensors by name and shape.
-
-    Args:
-      wanted: name -> array or shape of the configured architecture, as `flatten` gives them.
-      given: the same of what is to be loaded.
-      missing_allowed: modules, like 'layer4', that may be absent.
-      field: the config field to blame.
-      source: where `given` comes from, in words.
-      setting: names what to set, so that it fits.
-
-    Raises:
-      UserError: names and shapes of whatever does not match, the likely cause and its fix.
-    """
-    allowed = tuple(f"{part}." for part in missing_allowed)
-    shapes = {
-        name: f"{name} is {list(given[name].shape)}, expected {list(value.shape)}"
-        for name, value in wanted.items()
-        if name in given and tuple(given[name].shape) != tuple(value.shape)
-    }
-    missing = {
-        name: f"{name} {list(value.shape)} is missing"
-        for name, value in wanted.items()
-        if name not in given and not name.startswith(allowed)
-    }
-    extra = {name: f"{name} is not in this architecture" for name in given.keys() - wanted.keys()}
-    problems = sorted({**shapes, **missing, **extra}.values())
-    if problems:
-        shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
-        raise UserError(
-            field,
-            source,
-            f"a backbone of the configured architecture, but {len(problems)} of {len(wanted)} "
-            f"tensors do not match: {shown}",
-            _fix(wanted, given, list(missing), list(extra), setting),
-        )
-
-
 def fill(like: Backbone, weights: Weights) -> Backbone:
     """`like` with the tensors of `weights`, which `check` has accepted.
 
@@ -295,95 +220,6 @@ def imagenet_pixels(channels: int) -> tuple[np.ndarray, np.ndarray]:
         return IMAGENET_MEAN, IMAGENET_STD
     full = np.full(channels, 1, np.float32)
     return full * IMAGENET_MEAN.mean(), full * IMAGENET_STD.mean()
-
-
-def _fix(
-    wanted: Mapping[str, Any],
-    given: Mapping[str, Any],
-    missing: list[str],
-    extra: list[str],
-    setting: Setting,
-) -> str:
-    """The likeliest cause, and what to set."""
-    ours, theirs = wanted["conv1.weight"].shape, given.get("conv1.weight", np.zeros(())).shape
-    if len(theirs) == 4 and ours[2] != theirs[2]:
-        return (
-            f"The weights take images of {theirs[2]} channels, the data has {ours[2]}: "
-            f"{setting('channels', theirs[2])} (1: luma, 3: grey is repeated)."
-        )
-    if any(name.startswith("conv1.0.") for name in extra):
-        return "Its first layer is not one convolution (ResNet-C or D); ours is."
-    if all(name in missing for name in wanted if "running_" in name):
-        return "It has no statistics of batch norm: it is of another norm, and cannot be loaded."
-    if extra and not missing:
-        return f"It is a ResNet with parts that ours has not ({extra[0]})."
-    if missing:
-        parts = ",".join(_parts(missing, wanted))
-        return f"The file lacks {parts}; to start them at random: {setting('missing', parts)}"
-    return "It is a ResNet of another kind, such as a wide one or a ResNeXt; ours is a plain one."
-
-
-def _parts(missing: list[str], wanted: Mapping[str, Any]) -> list[str]:
-    """Missing tensors as modules, a whole layer where all of it is missing."""
-    parts: dict[str, None] = {}
-    for name in missing:
-        layer, module = name.partition(".")[0], name.rpartition(".")[0]
-        whole = all(other in missing for other in wanted if other.startswith(f"{layer}."))
-        parts[layer if whole else module] = None
-    return list(parts)
-
-
-def _in_words(facts: Mapping[str, Any]) -> str:
-    stride = f", stride {facts['stem_stride']}" if STEMS[facts["stem"]].stride is None else ""
-    return f"{facts['arch']}, width {facts['width']}, stem {facts['stem']}{stride}"
-
-
-def _depths(tensors: Mapping[str, Any]) -> list[str]:
-    """The architectures that have these blocks; a layer that is missing fits any depth."""
-    blocks = _blocks(tensors)
-    bottleneck = any(re.match(r"layer\d+\.\d+\.conv3\.", name) for name in tensors)
-    return [
-        arch
-        for arch, (deep, stages) in ARCHITECTURES.items()
-        if deep == bottleneck
-        and all(layer <= len(stages) and stages[layer - 1] == n for layer, n in blocks.items())
-    ]
-
-
-def _blocks(tensors: Mapping[str, Any]) -> dict[int, int]:
-    """Layer -> its number of blocks, of the layers that are there, in order."""
-    blocks: dict[int, int] = {}
-    for name in tensors:
-        if block := re.match(r"layer(\d+)\.(\d+)\.", name):
-            blocks[int(block[1])] = max(blocks.get(int(block[1]), 0), int(block[2]) + 1)
-    return dict(sorted(blocks.items()))
-
-
-def _architecture(found: dialects.Found, field: str, source: str) -> dict[str, Any]:
-    """The fields of `ARCHITECTURE_FIELDS`, and the channels, from names and shapes."""
-    tensors = found.tensors
-    depths = _depths(tensors)
-    if not depths:
-        counts = ", ".join(map(str, _blocks(tensors).values()))
-        expected = f"one of {', '.join(ARCHITECTURES)}, but its layers have {counts} blocks"
-        raise UserError(field, source, expected, "Other ResNets cannot be loaded.")
-    stem = tensors.get("conv1.weight", np.zeros(()))
-    # Where the first convolution is missing, or is none, `check` will say so.
-    kernel, channels = stem.shape[1:3] if stem.ndim == 4 else (7, 3)
-    narrow = [tensors.get(f"{name}.weight") for name in ("conv1", "bn1", "layer1.0.conv1")]
-    width = next((one.shape[-1] for one in narrow if one is not None and one.ndim), 64)
-    fitting = [name for name, one in STEMS.items() if one.kernel == kernel]
-    if not fitting:
-        expected = f"a first convolution of 7x7 or 3x3, but it is {kernel}x{kernel}"
-        raise UserError(field, source, expected, "Other stems cannot be loaded.")
-    first = {"imagenet", "small"}.intersection(fitting).pop()
-    return {
-        "arch": depths[0],
-        "width": width,
-        "stem": found.stem or first,
-        "stem_stride": STEMS[first].stride or 1,
-        "channels": channels,
-    }
 
 
 def _told(metadata: Mapping[str, str], channels: int, field: str, source: str) -> dict[str, Any]:
@@ -453,12 +289,12 @@ def _check_finite(tensors: Mapping[str, np.ndarray], field: str, source: str) ->
             raise UserError(field, source, expected, "Take an earlier checkpoint of that training.")
 
 
-def _check_timm(config: Mapping[str, Any], depths: list[str], field: str, source: str) -> None:
+def _check_timm(config: Mapping[str, Any], fitting: list[str], field: str, source: str) -> None:
     """Refuses what config.json says is another network, though names and shapes are the same."""
     name = str(config.get("architecture", "resnet18"))
     plain = re.fullmatch(r"(?:tv_|gluon_|ssl_|swsl_)?(resnet\d+)(?:\..*)?", name)
     others = set(config.get("model_args") or ()) - {"num_classes", "in_chans", "global_pool"}
-    if others or plain is None or (config and plain[1] not in depths):
+    if others or plain is None or (config and plain[1] not in fitting):
         arguments = f" with {', '.join(sorted(map(str, others)))}" if others else ""
         expected = (
             f"a plain ResNet, but config.json beside it says {files.printable(name)}{arguments}"
@@ -466,8 +302,13 @@ def _check_timm(config: Mapping[str, Any], depths: list[str], field: str, source
         raise UserError(field, source, expected, "Other networks cannot be loaded.")
 
 
+def _path(path: str) -> Path:
+    """With the user's home for ~, which a shell leaves alone behind an equals sign."""
+    return Path(os.path.expanduser(path))
+
+
 def _is_stage(path: str) -> bool:
-    folder = StageFolder(Path(path))
+    folder = StageFolder(_path(path))
     return os.path.isfile(folder.lineage) and folder.is_done  # of names too long for a file too
 
 
@@ -477,7 +318,7 @@ def _locate(path: str, field: str) -> Path | None:
     Raises:
       UserError: it is a folder with nothing to load, or with several.
     """
-    here = Path(path)
+    here = _path(path)
     name = re.sub(r"\.(index|data-\d+-of-\d+|meta)$", "", here.name)
     if name and files.tensorflow_index(here.with_name(name)):
         return here.with_name(name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -108,10 +109,14 @@ def fixed_image(channels: int) -> np.ndarray:
 
 def features(model: ResNet, backbone: Backbone, images: np.ndarray) -> np.ndarray:
     """f32[n, features] of normalised images [n, h, w, channels] in evaluation mode."""
-    full = model.clone(dtype=jnp.promote_types(jnp.float32, model.dtype))  # not in bfloat16
-    forward = jit_once(lambda variables, x: full.apply(variables, x, train=False))
     with jax.default_matmul_precision("highest"):
-        return np.asarray(forward(backbone.variables, images))
+        return np.asarray(_forward(model)(backbone.variables, images))
+
+
+@functools.cache
+def _forward(model: ResNet) -> Callable[..., jax.Array]:
+    full = model.clone(dtype=jnp.promote_types(jnp.float32, model.dtype))  # not in bfloat16
+    return jit_once(lambda variables, x: full.apply(variables, x, train=False))
 
 
 def _some(names: list[str] | tuple[str, ...], most: int = 4) -> str:

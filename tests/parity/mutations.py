@@ -226,7 +226,7 @@ MUTATIONS = (
     Mutation(
         "the max-pool is padded as XLA's SAME",
         "models/resnet.py",
-        (("(2, 2), ((1, 1), (1, 1))", '(2, 2), "SAME"'),),
+        (('"imagenet": Stem(7, 3, 2, ((1, 1), (1, 1)))', '"imagenet": Stem(7, 3, 2, "SAME")'),),
         (_MOCO,),
     ),
     Mutation(

@@ -58,7 +58,7 @@ def load(model: ResNet, tensors: dict[str, np.ndarray]) -> Backbone:
         for name, value in tensors.items()
     }
     pixel = (PIXEL_MEAN.astype(np.float32), PIXEL_STD.astype(np.float32))
-    weights = Weights(given, *pixel, np.zeros(2, np.int32), "scenario")
+    weights = Weights(given, {}, *pixel, np.zeros(2, np.int32), "scenario")
     like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_backbone(model, 3))
     return dataclasses.replace(fill(like, weights), pixel_mean=pixel[0], pixel_std=pixel[1])
 

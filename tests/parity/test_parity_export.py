@@ -8,9 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import onnxruntime
 import pytest
-import torch
 from safetensors.numpy import save_file
 
 from hpt_jax.models.backbone import abstract_backbone, init_backbone
@@ -18,6 +16,9 @@ from hpt_jax.models.resnet import ARCHITECTURE_FIELDS, ResNet
 from hpt_jax.weights import __main__ as command
 from hpt_jax.weights import load, proof, verify
 from hpt_jax.weights.names import flatten, to_torch
+
+torch = pytest.importorskip("torch")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 pytestmark = pytest.mark.torch
 torch.set_num_threads(1)

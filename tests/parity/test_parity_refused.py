@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torchvision import models
 
 from hpt_jax.errors import UserError
 from hpt_jax.weights import __main__ as command
 from hpt_jax.weights import load
+
+torch = pytest.importorskip("torch")
+models = pytest.importorskip("torchvision.models")
 
 pytestmark = pytest.mark.torch
 

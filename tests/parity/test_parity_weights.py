@@ -16,17 +16,17 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import timm
-import torch
-from torch import nn
-from torchvision import models
-from torchvision.models import segmentation
 
 from hpt_jax.errors import UserError
 from hpt_jax.models.backbone import abstract_backbone, init_backbone
 from hpt_jax.models.resnet import ResNet
-from hpt_jax.weights import load, proof
+from hpt_jax.weights import check, load, proof
 from hpt_jax.weights.names import flatten
+
+torch = pytest.importorskip("torch")
+timm = pytest.importorskip("timm")
+models = pytest.importorskip("torchvision.models")
+nn, segmentation = torch.nn, models.segmentation
 
 pytestmark = pytest.mark.torch
 torch.set_num_threads(1)
@@ -347,7 +347,7 @@ def test_a_file_of_a_real_library_loads_whole_and_computes_the_same(tmp_path, na
     assert case.said in "; ".join(weights.notes)
     model = ResNet(case.arch, case.width, case.stem, case.stem_stride)
     like = init_backbone(model, jax.random.key(1), weights.pixel_mean, weights.pixel_std)
-    load.check(flatten(like), weights.tensors, (), "init", name, lambda *_: "")
+    check.tensors(flatten(like), weights.tensors, (), "init", name, lambda *_: "")
     backbone = load.fill(like, weights)
     found = proof.prove(weights, model, backbone)
     assert (found.matched, found.missing) == (found.expected, ())
