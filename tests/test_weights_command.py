@@ -278,6 +278,9 @@ def test_a_timm_folder_says_more_than_its_tensors(ask):
     _, out, _ = ask("import", "timm", "one", *flags)
     assert "those of config.json" in out
     assert set(load.load("one").pixel_mean) == {0.5}
+    old = {"architecture": "resnet18", "mean": [0.25] * 3, "std": [0.5] * 3}
+    (folder / "config.json").write_text(json.dumps(old))
+    assert set(load.load("timm").pixel_mean) == {0.25}
     for fields, reason in [
         ({"architecture": "resnetblur18"}, "says resnetblur18"),
         ({"architecture": "resnet34"}, "says resnet34"),
@@ -291,6 +294,9 @@ def test_a_timm_folder_says_more_than_its_tensors(ask):
         "3",
         '{"pretrained_cfg": 3}',
         '{"pretrained_cfg": {"mean": "x"}}',
+        '{"architecture": "resnet18", "mean": [[1], [2, 3], 4], "std": [1, 1, 1]}',
+        '{"architecture": "resnet18", "model_args": [{}], "mean": [0, 0, 0], "std": [1, 0, 1]}',
+        '{"architecture": "resnet18", "pretrained_cfg": [1], "mean": [0, 0, 0]}',
     ):
         (folder / "config.json").write_text(text)
         shutil.rmtree("three", ignore_errors=True)

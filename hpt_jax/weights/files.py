@@ -289,5 +289,7 @@ def timm_config(path: Path) -> dict[str, Any]:
         content = json.loads((path.parent / "config.json").read_text())
     except (OSError, ValueError, RecursionError):
         return {}
-    known = isinstance(content, dict) and isinstance(content.get("pretrained_cfg"), dict)
-    return content if known else {}
+    if not isinstance(content, dict) or not isinstance(content.get("architecture"), str):
+        return {}
+    arguments = content.get("model_args")
+    return {**content, "model_args": arguments if isinstance(arguments, dict) else {}}

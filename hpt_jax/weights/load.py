@@ -270,11 +270,14 @@ def _pixels(
         return np.zeros(channels, np.float32), np.ones(channels, np.float32), ()
     if pixels == "imagenet":
         return *imagenet_pixels(channels), ()
-    config = files.timm_config(file).get("pretrained_cfg", {})
-    both = [np.ravel(config.get(name, ())) for name in ("mean", "std")]
-    if all(one.dtype.kind in "if" and one.shape == (channels,) for one in both):
-        mean, std = (one.astype(np.float32) for one in both)
-        if np.isfinite(mean).all() and (std > 1e-9).all():
+    config = files.timm_config(file)
+    config = config.get("pretrained_cfg", config)  # older ones have no section
+    told = config if isinstance(config, dict) else {}
+    both = [told[name] for name in ("mean", "std") if isinstance(told.get(name), list)]
+    if [len(one) for one in both] == [channels, channels]:
+        numbers = [n for one in both for n in one]
+        if all(type(n) in (int, float) and abs(n) < 1e9 for n in numbers) and min(both[1]) > 1e-9:
+            mean, std = (np.array(one, np.float32) for one in both)
             return mean, std, ("mean and std of pixels are those of config.json beside it",)
     note = "the file does not say how pixels were normalised: ImageNet's mean and std are assumed"
     return *imagenet_pixels(channels), (note,)
@@ -293,7 +296,7 @@ def _check_timm(config: Mapping[str, Any], fitting: list[str], field: str, sourc
     """Refuses what config.json says is another network, though names and shapes are the same."""
     name = str(config.get("architecture", "resnet18"))
     plain = re.fullmatch(r"(?:tv_|gluon_|ssl_|swsl_)?(resnet\d+)(?:\..*)?", name)
-    others = set(config.get("model_args") or ()) - {"num_classes", "in_chans", "global_pool"}
+    others = config.get("model_args", {}).keys() - {"num_classes", "in_chans", "global_pool"}
     if others or plain is None or (config and plain[1] not in fitting):
         arguments = f" with {', '.join(sorted(map(str, others)))}" if others else ""
         expected = (
