@@ -36,7 +36,7 @@ NETWORKS = {
     "simclr": ("resnet18", 24, "simclr", 2, 3),
 }
 CAN = {
-    "torchvision": tuple(NETWORKS),
+    "torchvision": tuple(name for name in NETWORKS if name != "plain"),
     "safetensors": ("grey", "narrow"),
     "timm": ("plain", "grey"),
     "detectron2": ("grey",),

@@ -109,7 +109,7 @@ def extracted(path: Path) -> nn.Module:
 
 
 def vissl(path: Path) -> nn.Module:
-    network = without_head(trained(models.resnet50()))
+    network = without_head(trained(models.resnet18()))
     model = {"trunk": below("_feature_blocks.", network.state_dict()),
              "heads": {"0.clf.0.weight": torch.randn(5, 2048)}}  # fmt: skip
     content = {"classy_state_dict": {"train": True, "base_model": {"model": model}},
@@ -301,11 +301,10 @@ CASES: dict[str, Case] = {
     "moco_zip.pth.tar": Case(lambda path: moco(path, "resnet18"), "facebookresearch MoCo"),
     "openselfsup.pth": Case(openselfsup, "OpenSelfSup or mmselfsup"),
     "extracted.pth": Case(extracted, "torchvision or timm", said="ImageNet's mean"),
-    "vissl.torch": Case(vissl, "VISSL", "resnet50"),
+    "vissl.torch": Case(vissl, "VISSL"),
     "tv18.pth": Case(torchvision("resnet18"), "torchvision or timm"),
     "tv34.pth": Case(torchvision("resnet34"), "torchvision or timm", "resnet34"),
     "tv50.pth": Case(torchvision("resnet50"), "torchvision or timm", "resnet50"),
-    "tv152.pth": Case(torchvision("resnet152"), "torchvision or timm", "resnet152"),
     "timm50.safetensors": Case(timms("resnet50"), "torchvision or timm", "resnet50"),
     "timm18.bin": Case(timms("resnet18"), "torchvision or timm"),
     "timm.pth.tar": Case(timms("resnet34"), "torchvision or timm", "resnet34"),
@@ -320,7 +319,7 @@ CASES: dict[str, Case] = {
         said=load.STRIDE_ASSUMED,
     ),
     "lightly50.pth": Case(
-        lightly("resnet-50", 0.5), "lightly (torch.nn.Sequential)", "resnet50", 32, **SMALL
+        lightly("resnet-50", 0.125), "lightly (torch.nn.Sequential)", "resnet50", 8, **SMALL
     ),
     "splits.pth": Case(
         lightly("resnet-18", 0.25, 4), "lightly (torch.nn.Sequential)", "resnet18", 16, **SMALL,
@@ -364,6 +363,15 @@ def test_the_fullest_backbone_counts_265_tensors(tmp_path):
     heads = [name for name in weights.unused if ".encoder_q." in name]
     assert heads == [f"state_dict.module.encoder_q.fc.{leaf}" for leaf in ("weight", "bias")]
     assert weights.unused["state_dict.module.queue"] == (128, 64)
+
+
+@pytest.mark.parametrize("arch", ["resnet101", "resnet152"])
+def test_the_deepest_are_told_by_their_blocks(tmp_path, arch):
+    torch.save(getattr(models, arch)().state_dict(), tmp_path / "x.pth")
+    weights = load.load(str(tmp_path / "x.pth"))
+    assert weights.facts["arch"] == arch
+    wanted = flatten(abstract_backbone(ResNet(arch), 3))
+    check.tensors(wanted, weights.tensors, (), "init", "x", lambda *_: "")
 
 
 def test_the_documented_way_to_compare_features_gives_the_proofs_numbers(tmp_path):
