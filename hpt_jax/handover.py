@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from hpt_jax.evaluate.metrics import check_metric
 from hpt_jax.library import Library, StageData
 from hpt_jax.lineage import kin
 from hpt_jax.models.backbone import Backbone, abstract_backbone, init_backbone
+from hpt_jax.models.resnet import ARCHITECTURE_FIELDS, ResNet
 from hpt_jax.paper import statistics_note
 from hpt_jax.parallel import Devices
 from hpt_jax.telemetry.display import Display
@@ -94,8 +96,10 @@ def check(
             _check_target(asked.config, run.stage, library)
     for line in dict.fromkeys(line for stage in todo for line in _warnings(stage, library)):
         display.line(f"note: {line}")
+    _check_export(asked, root)
     for stage in todo:
-        _check_weights(stage, asked.config.template, library, devices)
+        _check_file(stage, asked.config.template)
+        _check_parent(stage, library, devices)
 
 
 def _check_target(config: Config, stage: plan.Stage, library: Library) -> None:
@@ -163,39 +167,74 @@ def _check_unchanged(stage: plan.Stage, root: Path) -> None:
             )
 
 
-def _check_weights(stage: plan.Stage, template: str, library: Library, devices: Devices) -> None:
-    """Checks names and shapes of what the stage will load."""
-    if stage.parent is None and stage.config.init == "random":
+def _check_export(asked: plan.Plan, root: Path) -> None:
+    """Refuses to overwrite, in the end, what a stage starts from: it would begin anew each time."""
+    for stage in asked.stages:
+        init = Path(stage.config.init).expanduser().resolve()
+        exported = (root / "export").resolve()
+        if (
+            asked.config.export
+            and stage.config.init != "random"
+            and (init == exported or exported in init.parents)
+        ):
+            expected = "weights that this run does not overwrite, but it exports to that folder"
+            fix = "Choose another --workdir, or copy the folder."
+            raise UserError(f"stages.{stage.name}.init", stage.config.init, expected, fix)
+
+
+def check_present_files(asked: plan.Plan) -> None:
+    """Checks the files that stages start from, where they are there; needs no data and no device.
+
+    Raises:
+      UserError: a file is of another network, lacks something, or is no weights.
+    """
+    for stage in asked.stages:
+        if stage.start != plan.UNKNOWN:
+            _check_file(stage, asked.config.template)
+
+
+def _check_file(stage: plan.Stage, template: str) -> None:
+    """Checks names and shapes of the file that a stage starts from, if it does."""
+    if stage.parent is not None or stage.config.init == "random":
         return
+    config, field = stage.config, f"stages.{stage.name}.init"
+    given = load.load(config.init, field)
 
     def setting(name: str, value: object) -> str:
-        if name == "channels":
-            return f"set --config.input.channels={value}"
         if name != "missing":
             return f"--config.model.{name}={value}"
         if template == "stages":
             return f"--config.stages.{stage.name}.init_missing={value}"
-        return (
-            f"python -m hpt_jax.weights import {stage.config.init} DST --missing {value}, and "
-            "start from DST"
-        )
+        file = shlex.quote(config.init)
+        return f"python -m hpt_jax.weights import {file} DST --missing {value}; then start from DST"
 
-    like = abstract_backbone(
-        pretrain.make_model(stage.config.model, devices), _channels(stage, library)
-    )
-    missing = stage.config.init_missing
+    wanted = dataclasses.asdict(config.model)
+    check_weights.architecture(given, wanted, field, given.source, setting)
+    model = ResNet(**{name: wanted[name] for name in ARCHITECTURE_FIELDS})
+    # Of the file's own channels, since its first convolution is converted to those of the data.
+    like = abstract_backbone(model, given.facts["channels"])
+    missing = (*config.init_missing, *given.facts.get("missing", ()))
+    check_weights.tensors(flatten(like), given.tensors, missing, field, given.source, setting)
+
+
+def _check_parent(stage: plan.Stage, library: Library, devices: Devices) -> None:
+    """Checks names and shapes of what a stage will take from the one before it."""
     if stage.parent is None:
-        given = _file_of(stage, library.of_stage(stage))
-        tensors, source, field = given.tensors, given.source, f"stages.{stage.name}.init"
-        wanted = dataclasses.asdict(stage.config.model)
-        check_weights.architecture(given, wanted, field, source, setting)
-        missing = (*missing, *given.facts.get("missing", ()))
-    else:
-        parent = stage.parent
-        model = pretrain.make_model(parent.config.model, devices)
-        tensors = flatten(abstract_backbone(model, _channels(parent, library)))
-        source, field = f"stage {parent.name}", f"stages.{stage.name}"
-    check_weights.tensors(flatten(like), tensors, missing, field, source, setting)
+        return
+    wanted, given = (
+        flatten(
+            abstract_backbone(
+                pretrain.make_model(one.config.model, devices), _channels(one, library)
+            )
+        )
+        for one in (stage, stage.parent)
+    )
+    field, source = f"stages.{stage.name}", f"stage {stage.parent.name}"
+
+    def setting(name: str, value: object) -> str:
+        return f"set --config.input.channels={value}" if name == "channels" else f"{name} {value}"
+
+    check_weights.tensors(wanted, given, stage.config.init_missing, field, source, setting)
 
 
 def _channels(stage: plan.Stage, library: Library) -> int:

@@ -49,6 +49,7 @@ def run(
     root = Path(folder).absolute()
     asked = make_plan(config, overrides, display.line)
     if asked.config.dry_run:
+        handover.check_present_files(asked)
         for line in estimate.describe(asked, root):
             display.line(line)
         return []

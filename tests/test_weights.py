@@ -196,7 +196,7 @@ def test_the_count_of_wrong_tensors_is_told():
 
 def test_named_parts_may_be_missing_and_stay_as_they_were():
     whole, cut = make_backbone(), without(make_backbone(seed=2), "layer4")
-    assert "lacks layer4; to start them at random: missing := layer4" in said(whole, cut)
+    assert "lacks layer4. To start them at random: missing := layer4" in said(whole, cut)
     assert "missing := layer4" in said(whole, cut, ("layer3",))
     check.tensors(flatten(whole), flatten(cut), ("layer4",), "init", "a file", setting)
     weights = load.Weights(

@@ -121,7 +121,8 @@ def test_a_missing_part_is_refused_until_it_is_named(ask, lost):
     assert kept.facts["missing"] == [lost]
     assert f"- Without {lost}:" in Path("dst/card.md").read_text()
     told = refused(ask, "export", "dst", "out", "--format", "safetensors")
-    assert f"CKPT = 'dst': expected a whole backbone, but it is without {lost}" in told
+    assert told.startswith("CKPT = 'dst'")
+    assert f"import it with --missing {lost}, and train it as a stage" in told
 
 
 def test_a_file_that_leaves_its_depth_open_is_of_the_depth_that_is_asked_for(ask):
@@ -209,11 +210,31 @@ def test_files_that_hold_no_weights_are_refused(ask):
     assert "not found" in refused(ask, "import", "absent.pth", "dst")
     Path("folder").mkdir()
     assert "no weights" in refused(ask, "import", "folder", "dst")
+    Path("onnx").mkdir()
+    Path("onnx/x.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
+    assert "ONNX model" in refused(ask, "import", "onnx/x.onnx", "dst")
     Path("folder/odd.index").mkdir()
     Path("folder/faiss.index").write_bytes(b"x")
     assert "no weights" in refused(ask, "import", "folder", "dst")
     assert "not found" in refused(ask, "import", "x" * 300, "dst")
     assert "not found" in refused(ask, "import", "folder/odd", "dst")
+
+
+def test_a_folder_that_holds_weights_says_which_to_take(ask):
+    write("x.safetensors", tensors())
+    for name in ("w/stages/base-1/checkpoints/3", "w/stages/base-2", "many"):
+        Path(name).mkdir(parents=True)
+    Path("w/stages/base-1/lineage.json").write_text("{}")
+    told = refused(ask, "import", "w/stages/base-1", "dst")
+    assert "unfinished stage: run its command again" in told
+    Path("w/stages/base-1/done.json").write_text("{}")
+    told = refused(ask, "import", "w/stages/base-1/checkpoints/3", "dst")
+    assert "inside of a stage: take w/stages/base-1." in told
+    assert "workdir: take its export, or a stage such as w/stages/base-1." in refused(
+        ask, "import", "w", "dst"
+    )
+    Path("many/b.pth").write_bytes(b"")
+    assert "choose a file of it, such as many/b.pth" in refused(ask, "import", "many", "dst")
 
 
 def test_a_name_that_is_no_text_is_written_escaped(ask):
@@ -238,7 +259,7 @@ def test_an_encoder_is_passed_over_only_for_the_one_that_it_follows(ask):
         shutil.rmtree("dst", ignore_errors=True)
         _, out, _ = ask("import", "x.safetensors", "dst", *SMALL)
         assert f"below '{one}'" in out
-        assert f"passed over: another backbone below '{two}'" in out
+        assert f"passed over: another backbone below '{two}', which follows another" in out
         expected = tensors(seed=2)["bn1.bias"]
         assert np.array_equal(load.load("dst").tensors["bn1.bias"], expected)
     for one, two, other in [
@@ -387,7 +408,7 @@ def test_what_a_file_leaves_open_can_be_said(ask):
     write("y.safetensors", {f"{k}.{n}": v for k in "ab" for n, v in tensors(seed=ord(k)).items()})
     told = refused(ask, "import", "y.safetensors", "four", *SMALL)
     assert "--prefix a." in told
-    ask("import", "y.safetensors", "four", *SMALL, "--prefix", "b.")
+    ask("import", "y.safetensors", "four", *SMALL, "--prefix", "b")  # or 'b.'
     expected = tensors(seed=ord("b"))["bn1.bias"]
     assert np.array_equal(load.load("four").tensors["bn1.bias"], expected)
 

@@ -18,6 +18,7 @@ from hpt_jax.errors import UserError, nearest
 if TYPE_CHECKING:
     from hpt_jax.models.backbone import Backbone
     from hpt_jax.models.resnet import ResNet
+    from hpt_jax.weights.check import Setting
     from hpt_jax.weights.load import Weights
 
 FORMATS = ("torchvision", "timm", "safetensors", "detectron2", "onnx")
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     two = commands.add_parser("export", help="write a backbone for another library, and verify it")
     two.add_argument("src", metavar="CKPT", help="a stage's folder, an import, or a file")
     two.add_argument("dst", metavar="DST", help="a folder to make")
+    two.add_argument("--prefix", help="of the backbone's names, where a file holds several")
     two.add_argument("--format", required=True, choices=FORMATS)
     two.set_defaults(run=export_weights)
     return parser
@@ -83,7 +85,7 @@ def import_weights(asked: argparse.Namespace) -> None:
         weights = dataclasses.replace(weights, facts=wanted)
         named = [part.strip() for part in asked.missing.split(",") if part.strip()]
         named += [part for part in weights.facts.get("missing", ()) if part not in named]
-        model, backbone = _checked(weights, "SRC", asked.src, named)
+        model, backbone = _checked(weights, "SRC", asked.src, named, _flag)
         found = proof.prove(weights, model, backbone)
         for line in found.lines():
             display.line(line)
@@ -103,11 +105,8 @@ def export_weights(asked: argparse.Namespace) -> None:
 
     display = Display()
     with _new_folder(asked.dst) as folder:
-        weights = load.load(asked.src, "CKPT")
-        if weights.facts.get("missing"):
-            expected = f"a whole backbone, but it is without {', '.join(weights.facts['missing'])}"
-            raise UserError("CKPT", asked.src, expected, "Train it first, as a stage of a run.")
-        model, backbone = _checked(weights, "CKPT", asked.src, [])
+        weights = load.load(asked.src, "CKPT", asked.prefix)
+        model, backbone = _checked(weights, "CKPT", asked.src, [], _instead)
         facts = {"lineage": _lineage(asked.src, weights), **weights.facts}
         export.export_backbone(backbone, facts, folder, asked.format)
         images = proof.fixed_image(facts["channels"])
@@ -119,7 +118,7 @@ def export_weights(asked: argparse.Namespace) -> None:
 
 
 def _checked(
-    weights: Weights, field: str, source: str, missing: list[str]
+    weights: Weights, field: str, source: str, missing: list[str], setting: Setting
 ) -> tuple[ResNet, Backbone]:
     """The network of the weights, and a backbone filled with them."""
     import jax
@@ -131,7 +130,7 @@ def _checked(
 
     model = ResNet(**{name: weights.facts[name] for name in ARCHITECTURE_FIELDS})
     wanted = flatten(abstract_backbone(model, weights.facts["channels"]))
-    check.tensors(wanted, weights.tensors, missing, field, source, _flag)
+    check.tensors(wanted, weights.tensors, missing, field, source, setting)
     pixels = (weights.pixel_mean, weights.pixel_std, weights.pixel_window)
     return model, load.fill(init_backbone(model, jax.random.key(0), *pixels), weights)
 
@@ -180,7 +179,13 @@ def _lineage(source: str, weights: Weights) -> str:
 
 
 def _flag(name: str, value: object) -> str:
+    """How a message names a flag."""
     return f"--{name.replace('_', '-')} {value}"
+
+
+def _instead(name: str, value: object) -> str:
+    """What to do before an export, which takes whole backbones alone."""
+    return f"import it with {_flag(name, value)}, and train it as a stage; then export that stage"
 
 
 @contextmanager

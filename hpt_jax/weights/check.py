@@ -112,7 +112,7 @@ def _fix(
         return f"It is a ResNet with parts that ours has not ({extra[0]})."
     if missing:
         parts = ",".join(_parts(missing, wanted))
-        return f"The file lacks {parts}; to start them at random: {setting('missing', parts)}"
+        return f"The file lacks {parts}. To start them at random: {setting('missing', parts)}"
     return "It is a ResNet of another kind, such as a wide one or a ResNeXt; ours is a plain one."
 
 

@@ -84,20 +84,24 @@ def find(content: Content, prefix: str | None, field: str, source: str) -> Found
     """
     if not content.torch:
         return _simclr(content, field, source)
-    there = _candidates(content)
+    there, chosen = _candidates(content), prefix is not None
     if prefix is None:
         style, prefix = _choose(there, content, field, source)
     else:
+        if not any(at == prefix for _, at in there):
+            prefix = f"{prefix}."  # people leave the last dot out
         styles = [style for style, at in there if at == prefix]
         if not styles:
             shown = ", ".join(sorted({repr(at) for _, at in there})) or "none"
             fix = f"The prefixes of backbones in {source}: {shown}."
-            raise UserError("--prefix", prefix, "what a backbone's names begin with", fix)
+            raise UserError("--prefix", prefix[:-1], "what a backbone's names begin with", fix)
         style = styles[0]
     tensors, notes = _below(prefix, style, content)
-    passed = [repr(at) for _, at in there if at != prefix]
-    if passed:
-        notes.append(f"passed over: another backbone below {', '.join(passed)}")
+    prefixes = {at for _, at in there}
+    for at in sorted(prefixes - {prefix}):
+        how = ", which follows another by momentum" if _follows(at, prefixes) else ""
+        how = how or ("" if chosen else ", with the same numbers")
+        notes.append(f"passed over: another backbone below {at!r}{how}")
     kept = {new for new in tensors if _OF_BACKBONE.match(new)}
     unused = {prefix + new: value.shape for new, value in tensors.items() if new not in kept}
     unused |= {k: v.shape for k, v in content.tensors.items() if not k.startswith(prefix)}
@@ -152,13 +156,7 @@ def _choose(
     there: list[tuple[str, str]], content: Content, field: str, source: str
 ) -> tuple[str, str]:
     prefixes = {prefix for _, prefix in there}
-
-    def follows(prefix: str) -> bool:
-        return any(
-            key in prefix and prefix.replace(key, query) in prefixes for key, query in _FOLLOWS
-        )
-
-    left = [key for key in there if not follows(key[1])]
+    left = [key for key in there if not _follows(key[1], prefixes)]
     if not left:
         raise UserError(field, source, EXPECTED, _why_none(content))
     first, *others = left
@@ -173,6 +171,10 @@ def _choose(
             )
             raise UserError(field, source, "one backbone, but it holds several", fix)
     return first
+
+
+def _follows(prefix: str, prefixes: set[str]) -> bool:
+    return any(key in prefix and prefix.replace(key, query) in prefixes for key, query in _FOLLOWS)
 
 
 def _why_none(content: Content) -> str:

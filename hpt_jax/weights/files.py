@@ -38,6 +38,11 @@ _REFUSED = (
     (rb"\s*<(!doctype|html|\?xml)", f"{EXPECTED}; this is a web page", "Download the file itself."),
     (rb"version https://git-lfs", f"{EXPECTED}; this is a pointer of Git LFS", "Run git lfs pull."),
     (rb"\x80[\x02-\x05]", _PICKLE, _PICKLE_FIX),
+    (
+        rb"\x08[\x01-\x1f][\x12\x1a\x3a]",
+        f"{EXPECTED}; this is an ONNX model",
+        "ONNX is not read back: take what it was exported from.",
+    ),
 )
 _DEEPEST = 8  # nested dicts
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -207,15 +212,24 @@ def _read_torch(path: Path, field: str) -> Content:
     blanks += [(collections.OrderedDict, name) for name in _BLANK_DICTS]
     blanks += [(_blank_defaultdict, "collections.defaultdict")]
     try:
-        with torch.serialization.safe_globals(blanks), warnings.catch_warnings():
+        # As an open file, because of a path torch.load would believe the ending.
+        with (
+            path.open("rb") as file,
+            torch.serialization.safe_globals(blanks),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _not_weights(path, field, str(error)) from None
     # All of what torch's reader raises on files that are cut short or changed.
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError,
             AssertionError) as error:  # fmt: skip
-        reason = str(error).strip().partition("\n")[0]
+        if "TorchScript" in str(error):
+            expected = f"{EXPECTED}; this is a TorchScript archive"
+            fix = "Save its tensors: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')."
+            raise UserError(field, str(path), expected, fix) from None
+        reason = re.split(r"\n|\. ", str(error).strip())[0]
         fix = f"Download or copy it again; PyTorch cannot read it: {reason or 'it ends too early'}."
         raise UserError(field, str(path), EXPECTED, fix) from None
     if not isinstance(content, Mapping):

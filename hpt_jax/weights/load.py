@@ -89,7 +89,8 @@ def load(path: str, field: str = "init", prefix: str | None = None) -> Weights:
         )
     file = _locate(path, field)
     if file is None:
-        raise UserError(field, path, files.EXPECTED, "(not found, or unfinished) Check the path.")
+        fix = "(not found) Check the path; of names and addresses nothing is downloaded."
+        raise UserError(field, path, files.EXPECTED, fix)
     content = files.read(file, field)
     found = dialects.find(content, prefix, field, path)
     facts = architecture_of(found.tensors, found.stem, field, path)
@@ -329,7 +330,8 @@ def _locate(path: str, field: str) -> Path | None:
         return here
     if not os.path.isdir(here):
         return None
-    inside = [here / name for name in ("backbone.safetensors", *files.TIMM_FILES)]
+    ours = ("backbone.safetensors", "backbone.pth")
+    inside = [here / name for name in (*ours, *files.TIMM_FILES)]
     inside = [file for file in inside if file.is_file()][:1]
     inside += [
         p
@@ -338,7 +340,23 @@ def _locate(path: str, field: str) -> Path | None:
     ]
     if len(inside) == 1:
         return inside[0]
-    fix = "It is a folder that no finished stage is in, and no weights."
+    raise UserError(field, path, files.EXPECTED, _what_else(here, inside))
+
+
+def _what_else(folder: Path, inside: list[Path]) -> str:
+    """What a folder is, and what to take instead."""
     if inside:
-        fix = f"It has several: choose {' or '.join(map(str, inside))}."
-    raise UserError(field, path, files.EXPECTED, fix)
+        return f"It has several: choose {' or '.join(map(str, inside))}."
+    if StageFolder(folder).lineage.is_file():
+        return "It is an unfinished stage: run its command again to finish it."
+    for above in list(folder.parents)[:2]:
+        if StageFolder(above).lineage.is_file():
+            return f"It is inside of a stage: take {above}."
+    found = sorted((folder / "stages").glob("*/done.json"))
+    if found:
+        return f"It is a workdir: take its export, or a stage such as {found[-1].parent}."
+    known = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt", ".torch")
+    weights = sorted(file for file in folder.iterdir() if file.suffix in known)
+    if weights:
+        return f"It is a folder: choose a file of it, such as {weights[0]}."
+    return "It is a folder that no finished stage is in, and no weights."

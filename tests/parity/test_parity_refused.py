@@ -134,7 +134,16 @@ def models_vit():
 def test_torchscript_is_refused(refused):
     file = io.BytesIO()
     torch.jit.save(torch.jit.trace(torch.nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8)), file)
-    assert "cannot read" in refused("script.pt", file.getvalue())
+    told = refused("script.pt", file.getvalue())
+    assert "TorchScript archive" in told
+    assert "weights_only" not in told
+
+
+def test_the_ending_of_a_name_means_nothing(tmp_path, state):
+    torch.save(state, tmp_path / "x.safetensors")
+    torch.save(state, tmp_path / "x.onnx")
+    for name in ("x.safetensors", "x.onnx"):
+        assert load.load(str(tmp_path / name)).facts["arch"] == "resnet18"
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -145,6 +145,25 @@ def test_a_dry_run_from_a_file_writes_nothing(tmp_path, images, capsys):
     assert "(not found: absent.pth)" in capsys.readouterr().out
 
 
+def test_a_dry_run_refuses_the_file_that_the_run_would_refuse(tmp_path, images):
+    write_foreign(tmp_path / "theirs.safetensors")
+    made = asked(tmp_path, images, dry_run=True)
+    made.model.arch = "resnet18"
+    with pytest.raises(UserError, match=r"they are of resnet10.*--config.model.arch=resnet10"):
+        run.run(made, tmp_path / "w")
+
+
+def test_a_run_does_not_overwrite_what_it_starts_from(tmp_path, images):
+    write_foreign(tmp_path / "theirs.safetensors")
+    run.run(asked(tmp_path, images), tmp_path / "w")
+    exported = (tmp_path / "w" / "export" / "backbone.safetensors").read_bytes()
+    again = asked(tmp_path, images, init=str(tmp_path / "w" / "export"))
+    with pytest.raises(UserError, match="this run does not overwrite"):
+        run.run(again, tmp_path / "w")
+    assert (tmp_path / "w" / "export" / "backbone.safetensors").read_bytes() == exported
+    run.run(again, tmp_path / "other")
+
+
 def test_a_partial_file_is_refused_and_says_how_to_take_it(tmp_path, images):
     whole = write_foreign(tmp_path / "theirs.safetensors")
     cut = {name: value for name, value in whole.items() if "layer4" not in name}
