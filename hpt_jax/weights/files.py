@@ -31,7 +31,7 @@ _PICKLE = (
 )
 _PICKLE_FIX = (
     "If you trust it, save its arrays with safetensors, where it came from. (DeepMind's BYOL .pkl "
-    "would not fit anyway: Haiku pads strided convolutions on the right alone.)"
+    "would not fit anyway: Haiku pads strided convolutions unevenly, as XLA's SAME.)"
 )
 # Beginnings of files that people take for weights: what was expected instead, and the fix.
 _REFUSED = (
