@@ -7,6 +7,7 @@ analyses have has one name and one recipe, so that studies in one workdir share 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -214,8 +215,11 @@ def _checked(fields: StudyFields, analysis: str, inspect_weights: Inspect) -> St
             mistakes.append(Mistake("base", base, expected, fix))
         try:
             inspect_weights(base)
-        except UserError:
-            mistakes.append(Mistake("base", base, f"a checkpoint, or a dataset, {_KINDS}", fix))
+        except UserError as error:
+            if os.path.isfile(base):  # it is meant as a checkpoint
+                mistakes += [dataclasses.replace(one, field="base") for one in error.mistakes]
+            else:
+                mistakes.append(Mistake("base", base, f"a checkpoint, or a dataset, {_KINDS}", fix))
     if analysis == "base_quality" and len(fields.base_steps) == 1:
         expected = "two budgets or more to compare"
         fix = f"Set --config.base_steps={fields.base_steps[0] // 10 or 1},{fields.base_steps[0]}."

@@ -153,6 +153,15 @@ def test_a_dry_run_refuses_the_file_that_the_run_would_refuse(tmp_path, images):
         run.run(made, tmp_path / "w")
 
 
+def test_a_study_says_what_is_wrong_with_its_base(tmp_path, images):
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
+    made = config.default_config("study")
+    made.analysis, made.target = "separability", f"folder:{images}"
+    made.base = str(tmp_path / "page.pth")
+    with pytest.raises(UserError, match=r"base = .*page.pth.*web page"):
+        run.run(made, tmp_path / "w")
+
+
 def test_a_run_does_not_overwrite_what_it_starts_from(tmp_path, images):
     write_foreign(tmp_path / "theirs.safetensors")
     run.run(asked(tmp_path, images), tmp_path / "w")
