@@ -99,7 +99,7 @@ def check(
     _check_export(asked, root)
     for stage in todo:
         _check_file(stage, asked.config.template)
-        _check_parent(stage, library, devices)
+        _check_parent(stage, asked.config.template, library, devices)
 
 
 def _check_target(config: Config, stage: plan.Stage, library: Library) -> None:
@@ -198,16 +198,7 @@ def _check_file(stage: plan.Stage, template: str) -> None:
     if stage.parent is not None or stage.config.init == "random":
         return
     config, field = stage.config, f"stages.{stage.name}.init"
-    given = load.load(config.init, field)
-
-    def setting(name: str, value: object) -> str:
-        if name != "missing":
-            return f"--config.model.{name}={value}"
-        if template == "stages":
-            return f"--config.stages.{stage.name}.init_missing={value}"
-        file = shlex.quote(config.init)
-        return f"python -m hpt_jax.weights import {file} DST --missing {value}; then start from DST"
-
+    given, setting = load.load(config.init, field), _setting(stage, template)
     wanted = dataclasses.asdict(config.model)
     check_weights.architecture(given, wanted, field, given.source, setting)
     model = ResNet(**{name: wanted[name] for name in ARCHITECTURE_FIELDS})
@@ -217,7 +208,23 @@ def _check_file(stage: plan.Stage, template: str) -> None:
     check_weights.tensors(flatten(like), given.tensors, missing, field, given.source, setting)
 
 
-def _check_parent(stage: plan.Stage, library: Library, devices: Devices) -> None:
+def _setting(stage: plan.Stage, template: str) -> check_weights.Setting:
+    """How a message about a stage names what to set."""
+
+    def setting(name: str, value: object) -> str:
+        if name == "channels":
+            return f"set --config.input.channels={value}"
+        if name != "missing":
+            return f"--config.model.{name}={value}"
+        if template == "stages":
+            return f"--config.stages.{stage.name}.init_missing={value}"
+        file = shlex.quote(stage.config.init)
+        return f"python -m hpt_jax.weights import {file} DST --missing {value}; then start from DST"
+
+    return setting
+
+
+def _check_parent(stage: plan.Stage, template: str, library: Library, devices: Devices) -> None:
     """Checks names and shapes of what a stage will take from the one before it."""
     if stage.parent is None:
         return
@@ -230,10 +237,7 @@ def _check_parent(stage: plan.Stage, library: Library, devices: Devices) -> None
         for one in (stage, stage.parent)
     )
     field, source = f"stages.{stage.name}", f"stage {stage.parent.name}"
-
-    def setting(name: str, value: object) -> str:
-        return f"set --config.input.channels={value}" if name == "channels" else f"{name} {value}"
-
+    setting = _setting(stage, template)
     check_weights.tensors(wanted, given, stage.config.init_missing, field, source, setting)
 
 

@@ -294,6 +294,17 @@ def test_a_parent_of_other_channels_is_refused_before_it_is_trained(ask, tmp_pat
     assert not list((tmp_path / "w").glob("stages/*/checkpoints"))
 
 
+@pytest.mark.usefixtures("images")
+def test_a_parent_of_another_network_is_refused_with_what_to_set(ask):
+    lines = "config.stages.child = dict(dataset='folder:images', steps=2)"
+    network = {"arch": "resnet10", "width": 4, "stem": "small"}
+    for field, other in [("arch", "resnet18"), ("width", 8), ("stem", "imagenet")]:
+        override = f"--config.stages.child.model.{field}={other}"
+        line = one(ask("--config.arms.T=target,child", override, lines=lines))
+        assert line.startswith("stages.child = 'stage target'")
+        assert line.endswith(f"To take them as they are: --config.model.{field}={network[field]}")
+
+
 def test_data_is_looked_at_before_weights(ask):
     assert "images" in one(ask(f"{INIT}=absent.safetensors"))
 

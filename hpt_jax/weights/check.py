@@ -104,6 +104,9 @@ def _fix(
             f"The weights take images of {theirs[2]} channels, the data has {ours[2]}: "
             f"{setting('channels', theirs[2])} (1: luma, 3: grey is repeated)."
         )
+    differ = _differences(wanted, given)
+    if differ:
+        return f"To take them as they are: {' '.join(setting(*one) for one in differ.items())}"
     if any(name.startswith("conv1.0.") for name in extra):
         return "Its first layer is not one convolution (ResNet-C or D); ours is."
     if all(name in missing for name in wanted if "running_" in name):
@@ -114,6 +117,19 @@ def _fix(
         parts = ",".join(_parts(missing, wanted))
         return f"The file lacks {parts}. To start them at random: {setting('missing', parts)}"
     return "It is a ResNet of another kind, such as a wide one or a ResNeXt; ours is a plain one."
+
+
+def _differences(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, object]:
+    """The fields of a model in which two differ, as far as names and shapes tell; the given's."""
+    differ: dict[str, object] = {}
+    if depths(given) and not set(depths(given)) & set(depths(wanted)):
+        differ["arch"] = depths(given)[0]
+    ours, theirs = (one.get("conv1.weight", np.zeros(())).shape for one in (wanted, given))
+    if len(theirs) == 4 and ours[3] != theirs[3]:
+        differ["width"] = theirs[3]
+    if len(theirs) == 4 and ours[0] != theirs[0]:
+        differ["stem"] = "small" if theirs[0] == 3 else "imagenet"
+    return differ
 
 
 def _parts(missing: list[str], wanted: Mapping[str, Any]) -> list[str]:
