@@ -18,7 +18,6 @@ from hpt_jax.evaluate.metrics import check_metric
 from hpt_jax.library import Library, StageData
 from hpt_jax.lineage import kin
 from hpt_jax.models.backbone import Backbone, abstract_backbone, init_backbone
-from hpt_jax.models.resnet import ARCHITECTURE_FIELDS, ResNet
 from hpt_jax.paper import statistics_note
 from hpt_jax.parallel import Devices
 from hpt_jax.telemetry.display import Display
@@ -57,7 +56,8 @@ def initial_backbone(
     if given is None:
         return backbone, None
     backbone = load.fill(backbone, given)
-    return backbone, None if stage.parent else prove(given, model, backbone)
+    field = f"stages.{stage.name}.init"
+    return backbone, None if stage.parent else prove(given, model, backbone, field)
 
 
 def _file_of(stage: plan.Stage, data: StageData | None) -> load.Weights:
@@ -200,12 +200,8 @@ def _check_file(stage: plan.Stage, template: str) -> None:
     config, field = stage.config, f"stages.{stage.name}.init"
     given, setting = load.load(config.init, field), _setting(stage, template)
     wanted = dataclasses.asdict(config.model)
-    check_weights.architecture(given, wanted, field, given.source, setting)
-    model = ResNet(**{name: wanted[name] for name in ARCHITECTURE_FIELDS})
-    # Of the file's own channels, since its first convolution is converted to those of the data.
-    like = abstract_backbone(model, given.facts["channels"])
     missing = (*config.init_missing, *given.facts.get("missing", ()))
-    check_weights.tensors(flatten(like), given.tensors, missing, field, given.source, setting)
+    check_weights.weights(given, wanted, missing, field, given.source, setting)
 
 
 def _setting(stage: plan.Stage, template: str) -> check_weights.Setting:

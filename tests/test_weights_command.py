@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from hpt_jax.models.backbone import abstract_backbone
 from hpt_jax.models.resnet import ResNet
 from hpt_jax.weights import __main__ as command
-from hpt_jax.weights import load
+from hpt_jax.weights import export, load
 from hpt_jax.weights.names import flatten, to_torch
 
 
@@ -378,6 +378,10 @@ def test_a_destination_that_is_in_use_is_left_alone(ask):
         kept = sorted(path.name for path in Path(folder).iterdir())
         assert kept == ["backbone.safetensors", "card.md", "proof.json"]
         assert Path(folder).stat().st_mode & 0o777 == Path("full").stat().st_mode & 0o777
+
+
+def test_the_command_names_every_format():
+    assert set(command.FORMATS) == set(export.FORMATS)
 
 
 def test_flags_are_checked(ask, capsys):

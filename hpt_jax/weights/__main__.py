@@ -18,7 +18,6 @@ from hpt_jax.errors import UserError, nearest
 if TYPE_CHECKING:
     from hpt_jax.models.backbone import Backbone
     from hpt_jax.models.resnet import ResNet
-    from hpt_jax.weights.check import Setting
     from hpt_jax.weights.load import Weights
 
 FORMATS = ("torchvision", "timm", "safetensors", "detectron2", "onnx")
@@ -69,7 +68,6 @@ def import_weights(asked: argparse.Namespace) -> None:
     from hpt_jax.workdir import write_json
 
     display = Display()
-
     if asked.arch not in ARCHITECTURES:
         fix = nearest(asked.arch, ARCHITECTURES)
         raise UserError("--arch", asked.arch, "a known architecture", fix)
@@ -81,12 +79,12 @@ def import_weights(asked: argparse.Namespace) -> None:
         if asked.channels:
             weights = load.with_channels(weights, asked.channels)
         wanted = {**weights.facts, "arch": asked.arch, "width": asked.width}
-        check.architecture(weights, wanted, "SRC", asked.src, _flag)
-        weights = dataclasses.replace(weights, facts=wanted)
         named = [part.strip() for part in asked.missing.split(",") if part.strip()]
         named += [part for part in weights.facts.get("missing", ()) if part not in named]
-        model, backbone = _checked(weights, "SRC", asked.src, named, _flag)
-        found = proof.prove(weights, model, backbone)
+        check.weights(weights, wanted, named, "SRC", asked.src, _flag)
+        weights = dataclasses.replace(weights, facts=wanted)
+        model, backbone = _filled(weights)
+        found = proof.prove(weights, model, backbone, "SRC")
         for line in found.lines():
             display.line(line)
         facts = {"lineage": _lineage(asked.src, weights), **weights.facts}
@@ -101,12 +99,13 @@ def import_weights(asked: argparse.Namespace) -> None:
 def export_weights(asked: argparse.Namespace) -> None:
     """Writes CKPT into DST in the form of another library, and runs it there."""
     from hpt_jax.telemetry.display import Display
-    from hpt_jax.weights import export, load, proof, verify
+    from hpt_jax.weights import check, export, load, proof, verify
 
     display = Display()
     with _new_folder(asked.dst) as folder:
         weights = load.load(asked.src, "CKPT", asked.prefix)
-        model, backbone = _checked(weights, "CKPT", asked.src, [], _instead)
+        check.weights(weights, weights.facts, (), "CKPT", asked.src, _instead)
+        model, backbone = _filled(weights)
         facts = {"lineage": _lineage(asked.src, weights), **weights.facts}
         export.export_backbone(backbone, facts, folder, asked.format)
         images = proof.fixed_image(facts["channels"])
@@ -117,20 +116,15 @@ def export_weights(asked: argparse.Namespace) -> None:
     display.line(f"exported to {asked.dst}: {', '.join(sorted(os.listdir(asked.dst)))}")
 
 
-def _checked(
-    weights: Weights, field: str, source: str, missing: list[str], setting: Setting
-) -> tuple[ResNet, Backbone]:
-    """The network of the weights, and a backbone filled with them."""
+def _filled(weights: Weights) -> tuple[ResNet, Backbone]:
+    """The network of the weights, and a backbone with them in it."""
     import jax
 
-    from hpt_jax.models.backbone import abstract_backbone, init_backbone
+    from hpt_jax.models.backbone import init_backbone
     from hpt_jax.models.resnet import ARCHITECTURE_FIELDS, ResNet
-    from hpt_jax.weights import check, load
-    from hpt_jax.weights.names import flatten
+    from hpt_jax.weights import load
 
     model = ResNet(**{name: weights.facts[name] for name in ARCHITECTURE_FIELDS})
-    wanted = flatten(abstract_backbone(model, weights.facts["channels"]))
-    check.tensors(wanted, weights.tensors, missing, field, source, setting)
     pixels = (weights.pixel_mean, weights.pixel_std, weights.pixel_window)
     return model, load.fill(init_backbone(model, jax.random.key(0), *pixels), weights)
 

@@ -8,21 +8,51 @@ from typing import Any
 import numpy as np
 
 from hpt_jax.errors import UserError
-from hpt_jax.models.resnet import ARCHITECTURE_FIELDS, STEMS
+from hpt_jax.models.backbone import abstract_backbone
+from hpt_jax.models.resnet import ARCHITECTURE_FIELDS, STEMS, ResNet
 from hpt_jax.weights.architecture import depths
 from hpt_jax.weights.load import STRIDE_ASSUMED, Weights
+from hpt_jax.weights.names import flatten
 
 # How a message names a setting that would help: ('arch', 'resnet18') -> '--arch resnet18'.
 Setting = Callable[[str, object], str]
 
 
-def architecture(
-    weights: Weights, wanted: Mapping[str, Any], field: str, source: str, setting: Setting
+def weights(
+    given: Weights,
+    wanted: Mapping[str, Any],
+    missing_allowed: Iterable[str],
+    field: str,
+    source: str,
+    setting: Setting,
 ) -> None:
-    """Compares what the weights are of with what they are wanted for.
+    """Compares what was loaded with a model, first by network, then tensor by tensor.
 
     Args:
-      weights: as loaded.
+      given: as loaded.
+      wanted: a value for each of `ARCHITECTURE_FIELDS`.
+      missing_allowed: modules, like 'layer4', that may be absent.
+      field: the config's field or the flag to blame.
+      source: the file.
+      setting: names what to set, so that it fits.
+
+    Raises:
+      UserError: as `architecture` and `tensors`.
+    """
+    architecture(given, wanted, field, source, setting)
+    model = ResNet(**{name: wanted[name] for name in ARCHITECTURE_FIELDS})
+    # Of the file's own channels: to those of the data its first convolution is converted.
+    like = abstract_backbone(model, given.facts["channels"])
+    tensors(flatten(like), given.tensors, missing_allowed, field, source, setting)
+
+
+def architecture(
+    given: Weights, wanted: Mapping[str, Any], field: str, source: str, setting: Setting
+) -> None:
+    """Compares what weights are of with what they are wanted for.
+
+    Args:
+      given: as loaded.
       wanted: a value for each of `ARCHITECTURE_FIELDS`.
       field: the config's field or the flag to blame.
       source: the file.
@@ -31,17 +61,17 @@ def architecture(
     Raises:
       UserError: says of what network the file is, and how to take it.
     """
-    differ = [name for name in ARCHITECTURE_FIELDS if weights.facts[name] != wanted[name]]
-    if "arch" in differ and wanted["arch"] in depths(weights.tensors):
+    differ = [name for name in ARCHITECTURE_FIELDS if given.facts[name] != wanted[name]]
+    if "arch" in differ and wanted["arch"] in depths(given.tensors):
         differ.remove("arch")
-    if "stem_stride" in differ and STEMS[weights.facts["stem"]].stride is not None:
+    if "stem_stride" in differ and STEMS[given.facts["stem"]].stride is not None:
         differ.remove("stem_stride")
     if differ:
-        fix = " ".join(setting(name, weights.facts[name]) for name in differ)
-        if "stem_stride" in differ and STRIDE_ASSUMED in weights.notes:
+        fix = " ".join(setting(name, given.facts[name]) for name in differ)
+        if "stem_stride" in differ and STRIDE_ASSUMED in given.notes:
             stride = wanted["stem_stride"]
             fix += f" (or import it with --stem-stride {stride}, if it was trained so)"
-        expected = f"weights of {_in_words(wanted)}, but they are of {_in_words(weights.facts)}"
+        expected = f"weights of {_in_words(wanted)}, but they are of {_in_words(given.facts)}"
         raise UserError(field, source, expected, f"To take them as they are: {fix}")
 
 

@@ -97,7 +97,7 @@ def _ordered(file: bytes) -> bytes:
 
 
 def _torchvision(tensors: Tensors, facts: Facts) -> dict[str, bytes]:
-    torch = torch_model.needed("torch", "--format", "torchvision")
+    torch = torch_model.needed("torch", "torchvision")
     state: Any = collections.OrderedDict((name, torch.tensor(v)) for name, v in tensors.items())
     # Where torch keeps the versions of modules: it skips what it does not know, and saves it again.
     state._metadata = {METADATA: {METADATA: json.dumps(facts, sort_keys=True)}}

@@ -120,7 +120,7 @@ def read(path: Path, field: str) -> Content:
     Raises:
       UserError: it holds no weights, or something that would have to be executed.
     """
-    if tensorflow_index(path):
+    if is_tensorflow(path):
         return _read_tensorflow(path, field)
     try:
         with path.open("rb") as file:
@@ -138,13 +138,11 @@ def read(path: Path, field: str) -> Content:
     return _read_safetensors(path, field)
 
 
-def tensorflow_index(path: Path) -> Path | None:
-    """The index file of a TensorFlow checkpoint that `path` is the prefix of; None: it is not."""
-    index = path.with_name(path.name + ".index")
-    if not os.path.isfile(index):
-        return None
-    has_data = any(path.parent.glob(f"{glob.escape(path.name)}.data-*-of-*"))
-    return index if has_data else None
+def is_tensorflow(path: Path) -> bool:
+    """Whether a path is the prefix of a TensorFlow checkpoint."""
+    data = f"{glob.escape(path.name)}.data-*-of-*"
+    has_index = os.path.isfile(path.with_name(path.name + ".index"))
+    return has_index and any(path.parent.glob(data))
 
 
 def _read_safetensors(path: Path, field: str) -> Content:

@@ -161,7 +161,7 @@ def fingerprint(path: str) -> str | None:
     file = _locate(path, "init")
     if file is None:
         return None
-    if files.tensorflow_index(file):
+    if files.is_tensorflow(file):
         parts = sorted(file.parent.glob(f"{file.name}.[di]*"))  # .data-00000-of-00001 and .index
         return "-".join(checkpoints.file_hash(part) for part in parts)
     return checkpoints.file_hash(file)
@@ -324,7 +324,7 @@ def _locate(path: str, field: str) -> Path | None:
     """
     here = _path(path)
     name = re.sub(r"\.(index|data-\d+-of-\d+|meta)$", "", here.name)
-    if name and files.tensorflow_index(here.with_name(name)):
+    if name and files.is_tensorflow(here.with_name(name)):
         return here.with_name(name)
     if os.path.isfile(here):
         return here
@@ -333,11 +333,8 @@ def _locate(path: str, field: str) -> Path | None:
     ours = ("backbone.safetensors", "backbone.pth")
     inside = [here / name for name in (*ours, *files.TIMM_FILES)]
     inside = [file for file in inside if file.is_file()][:1]
-    inside += [
-        p
-        for p in (index.with_suffix("") for index in here.glob("*.index"))
-        if files.tensorflow_index(p)
-    ]
+    prefixes = (index.with_suffix("") for index in here.glob("*.index"))
+    inside += [prefix for prefix in prefixes if files.is_tensorflow(prefix)]
     if len(inside) == 1:
         return inside[0]
     raise UserError(field, path, files.EXPECTED, _what_else(here, inside))

@@ -67,13 +67,14 @@ class Proof:
         )
 
 
-def prove(weights: Weights, model: ResNet, backbone: Backbone) -> Proof:
+def prove(weights: Weights, model: ResNet, backbone: Backbone, field: str) -> Proof:
     """Compares a filled backbone with what it was filled from, and runs it.
 
     Args:
       weights: as loaded.
       model: of the backbone.
       backbone: with the weights in it.
+      field: the config's field or the flag to blame.
 
     Raises:
       UserError: what they compute is not finite.
@@ -83,7 +84,7 @@ def prove(weights: Weights, model: ResNet, backbone: Backbone) -> Proof:
     values = features(model, backbone, image)[0].astype(np.float64)
     if not np.isfinite(values).all():
         expected = "weights whose features are finite, on the fixed image"
-        raise UserError("init", weights.source, expected, "Take an earlier checkpoint.")
+        raise UserError(field, weights.source, expected, "Take an earlier checkpoint.")
     return Proof(
         source=weights.source,
         dialect=weights.dialect,

@@ -18,8 +18,8 @@ from hpt_jax.errors import UserError
 from hpt_jax.models.resnet import ARCHITECTURES, STEMS
 
 
-def needed(name: str, field: str, value: object) -> Any:
-    """Imports a package of the extra `torch`.
+def needed(name: str, kind: str) -> Any:
+    """Imports a package of the extra `torch`, which a format needs.
 
     Raises:
       UserError: it is not installed.
@@ -28,19 +28,18 @@ def needed(name: str, field: str, value: object) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         fix = "Run pip install 'hpt_jax[torch]'."
-        raise UserError(field, value, f"{error.name} to be installed", fix) from None
+        raise UserError("--format", kind, f"{error.name} to be installed", fix) from None
 
 
-def build(facts: Mapping[str, Any], field: str = "--format", value: object = "onnx") -> Any:
+def build(facts: Mapping[str, Any]) -> Any:
     """Torchvision's ResNet of an architecture, in evaluation mode, without a classifier.
 
     Args:
       facts: `arch`, `width`, `stem`, `stem_stride`, `channels`.
-      field: the flag to blame where torchvision is not installed.
-      value: of the flag.
     """
-    torch = needed("torch", field, value)
-    models = needed("torchvision.models", field, value)
+    import torch
+    from torchvision import models
+
     base: Any = models.ResNet
     module: Any = torch.nn.Module
     width, stem = facts["width"], STEMS[facts["stem"]]
@@ -78,9 +77,7 @@ def onnx(tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> bytes:
       tensors: by torchvision's names, as torch lays them out.
       facts: as in `build`.
     """
-    torch = needed("torch", "--format", "onnx")
-    needed("onnx", "--format", "onnx")
-    needed("onnxscript", "--format", "onnx")
+    torch, *_ = (needed(name, "onnx") for name in ("torch", "torchvision", "onnx", "onnxscript"))
     model = build(facts)
     model.load_state_dict({name: torch.tensor(value) for name, value in tensors.items()})
     example = torch.zeros(2, facts["channels"], 64, 64)

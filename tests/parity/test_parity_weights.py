@@ -348,7 +348,7 @@ def test_a_file_of_a_real_library_loads_whole_and_computes_the_same(tmp_path, na
     like = init_backbone(model, jax.random.key(1), weights.pixel_mean, weights.pixel_std)
     check.tensors(flatten(like), weights.tensors, (), "init", name, lambda *_: "")
     backbone = load.fill(like, weights)
-    found = proof.prove(weights, model, backbone)
+    found = proof.prove(weights, model, backbone, "init")
     assert (found.matched, found.missing) == (found.expected, ())
     ours = proof.features(model, backbone, proof.fixed_image(case.channels))
     assert np.abs(ours - theirs).max() <= 1e-5 * max(1, np.abs(theirs).max())
