@@ -20,7 +20,7 @@ class Mistake:
 
     def __str__(self) -> str:
         value = "" if self.value is None else f" = {self.value!r}"
-        return f"{self.field}{value}: expected {self.expected}. {self.fix}"
+        return printable(f"{self.field}{value}: expected {self.expected}. {self.fix}")
 
 
 class UserError(Exception):
@@ -47,6 +47,20 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(str(mistake) for mistake in self.mistakes)
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: what would move its cursor, turn the writing or is no text is escaped.
+
+    Names of files and datasets may hold anything. Newlines stay.
+    """
+    return "".join(one if one == "\n" or one.isprintable() else _escaped(one) for one in text)
+
+
+def _escaped(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # a byte of a file's name that is no UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

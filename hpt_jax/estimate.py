@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from hpt_jax import config as config_lib
 from hpt_jax import plan
 from hpt_jax.models.resnet import ResNet
-from hpt_jax.workdir import read_json, stage_folder
+from hpt_jax.workdir import DONE, read_json, stage_folder
 
 # Model FLOP/s of one CPU core in a small ResNet's train step; a guess until a stage has run here.
 GUESSED_FLOPS_PER_CORE = 8e9
@@ -84,7 +84,7 @@ def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, dict[str, floa
         if not folder.is_done:
             todo += stage_flops(stage)
         elif stage.trains:
-            done = read_json(folder.done)
+            done = read_json(folder.done, DONE)
             done_flops += stage_flops(stage) * done["steps_timed"] / stage.steps
             done_seconds += done["seconds"]
     evaluations: dict[str, float] = {}
@@ -121,9 +121,9 @@ def _duration(seconds: float) -> str:
 
 
 def _evaluations_left(stage: plan.Stage, asked: plan.Plan, workdir: Path) -> list[str]:
-    folder = stage_folder(workdir, stage.id).path
+    folder = stage_folder(workdir, stage.id)
     files = plan.evaluation_files(stage, asked)
-    return [name for name, file in files.items() if not (folder / file).is_file()]
+    return [name for name, file in files.items() if not folder.has(file)]
 
 
 def _absent(dataset: str, data_dir: str) -> str:

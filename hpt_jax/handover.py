@@ -25,7 +25,7 @@ from hpt_jax.weights import check as check_weights
 from hpt_jax.weights import load
 from hpt_jax.weights.names import flatten
 from hpt_jax.weights.proof import Proof, prove
-from hpt_jax.workdir import read_json, stage_folder
+from hpt_jax.workdir import LINEAGE, StageFolder, read_json, stage_folder
 
 
 def initial_backbone(
@@ -90,9 +90,8 @@ def check(
         if data is not None:
             _check_unchanged(stage, root)
     for run in asked.runs:
-        folder = stage_folder(root, run.stage.id).path
-        files = plan.evaluation_files(run.stage, asked).values()
-        if not all((folder / file).is_file() for file in files):
+        folder = stage_folder(root, run.stage.id)
+        if not all(map(folder.has, plan.evaluation_files(run.stage, asked).values())):
             _check_target(asked.config, run.stage, library)
     for line in dict.fromkeys(line for stage in todo for line in _warnings(stage, library)):
         display.line(f"note: {line}")
@@ -155,9 +154,10 @@ def _batch_mistakes(
 def _check_unchanged(stage: plan.Stage, root: Path) -> None:
     """Refuses to begin anew what was begun on the same dataset with another content."""
     for path in sorted((root / "stages").glob(f"{stage.name}-*/lineage.json")):
-        begun = read_json(path)
-        unfinished = not (path.parent / "done.json").is_file()
-        if unfinished and begun["kin"] == kin(stage) and begun["id"] != stage.id:
+        begun = read_json(path, LINEAGE)
+        if begun is None or not begun["dataset"] or StageFolder(path.parent).is_done:
+            continue
+        if begun["kin"] == kin(stage) and begun["id"] != stage.id:
             raise UserError(
                 f"stages.{stage.name}.dataset",
                 stage.config.dataset,

@@ -189,9 +189,9 @@ class Library:
         if self._scans and reading.window is None and store_lib.is_deep(dataset):
             known.append(dataset.splits["train"].tolist())  # in which the window is found
         path = self._scans / f"{plan.content_hash(known)}.npz" if self._scans else None
-        if path is not None and path.is_file():
+        if path is not None:
             scanned = store_lib.load_scan(dataset, reading, max_unreadable, path)
-            if scanned.padded_bytes > room:
+            if scanned is not None and scanned.padded_bytes > room:
                 return scanned
         with self._display.progress(f"reading {dataset.name}", len(dataset.images)) as update:
             store = store_lib.load(

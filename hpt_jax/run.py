@@ -171,7 +171,7 @@ def evaluate(
     """Each evaluation of a backbone that has no result yet."""
     folder, config = stage_folder(root, stage.id), asked.config
     files = plan.evaluation_files(stage, asked)
-    missing = [name for name, file in files.items() if not (folder.path / file).is_file()]
+    missing = [name for name, file in files.items() if not folder.has(file)]
     if not missing:
         return
     backbone = load.load_stage(folder)
@@ -220,12 +220,12 @@ def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:
 def report(asked: plan.Plan, root: Path, display: Display) -> list[ResultRow]:
     """Rebuilds `results.csv` and the report page from all finished work; this study's table."""
     path = root / "results.csv"
-    tables.write_results(path, results.collect(root))
+    tables.write_results(path, results.collect(root, display.line))
     rows = tables.read_results(path)
     mine = [row for row in rows if row.study == asked.config.name]
     if mine:
         display.console.print(tables.results_table(mine, list(asked.config.arms)))
-    made = page.write(root, rows, asked.config.name)
+    made = page.write(root, rows, asked.config.name, display.line)
     display.line(f"results: {path}")
     display.line(f"report: {made}")
     return rows

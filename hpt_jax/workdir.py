@@ -1,7 +1,8 @@
 """Where things are below `--workdir`, and the one state machine: absent, begun, done.
 
 A stage is begun when its `lineage.json` is there, and done when its `done.json` is, written last;
-an evaluation is done when its one JSON file is. All small files are renamed into place.
+an evaluation is done when its one JSON file is. All small files are renamed into place, and one
+that is damaged counts as absent: it is made again as if it never had been.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import dataclasses
 import errno
 import fcntl
 import json
+import math
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +22,106 @@ from pathlib import Path
 from typing import Any
 
 from hpt_jax.errors import UserError
+
+# A name that can be a file's, and leads nowhere else: of studies, stages and arms.
+NAME = re.compile(r"[\w@+%-][\w.@+%-]*")
+
+
+def _name(value: Any) -> bool:
+    return type(value) is str and NAME.fullmatch(value) is not None
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _share(value: Any) -> bool:
+    return _number(value) and 0 <= value <= 1
+
+
+def _seconds(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
+def _point(value: Any) -> bool:
+    return fits(value, [_number]) and len(value) == 2
+
+
+def _evaluation(value: Any) -> bool:
+    return type(value) is str and _name(value.removeprefix("evaluations/"))
+
+
+_REMOVE = "Move or delete it: it is made again."
+
+# What is read of each small file, as shapes for `fits`. They hold more; but a workdir may come from
+# elsewhere, and what is read of it must be what it is taken for.
+DONE = {"steps": _count, "steps_timed": _count, "seconds": _seconds}
+LINEAGE = {
+    "id": _name,
+    "kin": str,
+    "words": str,
+    "seed": _count,
+    "config": {
+        "dataset": str,
+        "trainable": str,
+        "steps": _count,
+        "image_size": _count,
+        "augment": dict,
+        "model": {"arch": str, "width": _count, "stem": str, "stem_stride": _count},
+    },
+    "parents": [{"id": _name}],
+    "dataset": (
+        None,
+        {
+            "name": str,
+            "fingerprint": str,
+            "images": _count,
+            "pretrained_on": _count,
+            "unreadable": list,
+            "pixel_window": (None, list),
+            "cut": {...: list},
+        },
+    ),
+    "pixel_mean": [_number],
+    "pixel_std": [_number],
+    "versions": {...: str},
+    "weights?": (
+        None,
+        {"matched": _count, "expected": _count, "dialect": str, "notes": [str]},
+    ),
+}
+EVALUATION = {
+    "val": _share,
+    "test": _share,
+    "selected_by": str,
+    "selections": [{"curve?": [_point]}],
+    "labelled": list,
+}
+_SEEN = {"image": str, "classes": [str]}
+NEIGHBOURS = {"queries": [{**_SEEN, "neighbours": [{**_SEEN, "right": bool}]}]}
+PLAN = {
+    "study": _name,
+    "config_id": str,
+    "config": {"evaluations": [_name], "analysis?": str, "domain?": str},
+    "dataset": str,
+    "metric": _name,
+    "runs": [
+        {
+            "arm": _name,
+            "seed": _count,
+            "stage_id": _name,
+            "chain": [_name],
+            "pretrain_steps": _count,
+            "evaluations": {...: _evaluation},
+            "neighbours?": _name,
+        }
+    ],
+    "command?": {"config": str, "workdir": str, "overrides": [[str]]},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +157,14 @@ class StageFolder:
 
     @property
     def is_done(self) -> bool:
-        """Whether the stage needs no more work."""
-        return self.done.is_file()
+        """Whether the stage needs no more work, and those after it can start from it."""
+        return read_json(self.done, DONE) is not None and (
+            read_json(self.lineage, LINEAGE) is not None
+        )
+
+    def has(self, evaluation: str) -> bool:
+        """Whether an evaluation is done, by its file below the folder."""
+        return read_json(self.path / evaluation, EVALUATION) is not None
 
 
 def stage_folder(workdir: Path, stage_id: str) -> StageFolder:
@@ -88,17 +197,83 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields where to write a file, which is then renamed to `path`: it is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yields where to write a file, which is then renamed to `path`: it is whole or absent.
+
+    Raises:
+      UserError: there is a folder in its place, or a file in place of its folder.
+    """
+    make_folder(path.parent)
     # Two runs may finish the same evaluation: neither may rename what the other is writing.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    yield temporary
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # or a power loss could leave the new name without content
+        os.replace(temporary, path)
+    except IsADirectoryError:
+        raise UserError(str(path), None, "a file, but it is a folder", _REMOVE) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads what `write_json` wrote."""
-    return json.loads(path.read_text())
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it.
+
+    Raises:
+      UserError: one of them is a file.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        wrong = next(one for one in (path, *path.parents) if os.path.lexists(one))
+        raise UserError(str(wrong), None, "a folder, but it is a file", _REMOVE) from None
+
+
+def read_json(path: Path, shape: Any = dict) -> Any:
+    """What `write_json` wrote; None where there is no such file, or not a whole one.
+
+    Args:
+      path: of the file.
+      shape: what it must be, see `fits`.
+
+    Raises:
+      UserError: it may not be read.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except (ValueError, RecursionError):  # damaged JSON or UTF-8
+        return None
+    except OSError as error:
+        expected = f"a file that can be read, but: {error.strerror}"
+        raise UserError(str(path), None, expected, "Allow it.") from None
+    return content if fits(content, shape) else None
+
+
+def fits(value: Any, shape: Any) -> bool:
+    """Whether a value of JSON has a shape.
+
+    A shape is a type, None, or a function that tells; a list of one shape, for as many as there
+    are; a tuple of shapes, of which one must fit; or a dict of shapes by key, where a key with a
+    question mark at its end may be absent, and ... stands for all keys. Other keys may be there.
+    """
+    if isinstance(shape, dict):
+        if type(value) is not dict:
+            return False
+        if ... in shape:
+            return all(fits(one, shape[...]) for one in value.values())
+        return all(
+            fits(value[key.rstrip("?")], one) if key.rstrip("?") in value else key.endswith("?")
+            for key, one in shape.items()
+        )
+    if isinstance(shape, list):
+        return type(value) is list and all(fits(one, shape[0]) for one in value)
+    if isinstance(shape, tuple):
+        return any(fits(value, one) for one in shape)
+    if shape is None:
+        return value is None
+    return type(value) is shape if isinstance(shape, type) else bool(shape(value))
 
 
 @contextlib.contextmanager
@@ -110,10 +285,13 @@ def locked(folder: StageFolder, wait: Callable[[str], None]) -> Iterator[None]:
       wait: told once whom this process waits for, if it has to.
 
     Raises:
-      UserError: where the file system has no locks.
+      UserError: where the file system has no locks, or something else is in the lock's place.
     """
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with open(folder.path / "lock", "a+") as file:
+    make_folder(folder.path)
+    path = folder.path / "lock"
+    if path.is_dir() or path.is_symlink():  # the content of what a link leads to would be lost
+        raise UserError(str(path), None, "a file, but it is a folder or a link", _REMOVE)
+    with open(path, "a+", errors="replace") as file:
         told = False
         while True:
             try:

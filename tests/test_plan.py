@@ -1,6 +1,7 @@
 """Identities by content: what a stage's id depends on, and what it does not."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 import typing
@@ -8,6 +9,7 @@ import typing
 import numpy as np
 import pytest
 from PIL import Image
+from small_files import DONE, EVALUATION, LINEAGE
 
 from hpt_jax import config as config_lib
 from hpt_jax import estimate, lineage, plan, run
@@ -420,11 +422,11 @@ def test_a_dry_run_tells_what_is_done(tmp_path):
     assert "0 of 2 done" in text
     folder = tmp_path / "w" / "stages" / stage.id
     (folder / "evaluations").mkdir(parents=True)
-    (folder / "lineage.json").write_text("{}")
+    (folder / "lineage.json").write_text(json.dumps(LINEAGE))
     assert "begun" in told()
-    (folder / "done.json").write_text('{"seconds": 60.0, "steps": 10, "steps_timed": 10}')
+    (folder / "done.json").write_text(json.dumps(DONE))
     files = plan.evaluation_files(stage, run.make_plan(config))
-    (folder / files["knn"]).write_text("{}")
+    (folder / files["knn"]).write_text(json.dumps(EVALUATION))
     text = told()
     assert f"{stage.id:28} done" in text
     assert "1 of 2 done" in text

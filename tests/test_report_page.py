@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_files import DONE, LINEAGE
 
 from hpt_jax.report import graph, page, results, tables
 
@@ -60,16 +61,15 @@ def write_stage(root: Path, name: str, seed: int, steps: int, dataset: str) -> s
     stage_id = f"{name}-{seed:04d}{steps:04d}"
     folder = root / "stages" / stage_id
     (folder / "evaluations").mkdir(parents=True)
-    lineage = {
+    lineage = LINEAGE | {
         "id": stage_id,
         "words": f"{name} ({dataset})",
         "seed": seed,
-        "parents": [],
-        "config": {
+        "config": LINEAGE["config"]
+        | {
             "dataset": dataset,
             "trainable": "all" if steps else "statistics",
             "steps": steps,
-            "augment": {},
             "image_size": 8,
         },
         "dataset": {
@@ -84,10 +84,9 @@ def write_stage(root: Path, name: str, seed: int, steps: int, dataset: str) -> s
         },
         "pixel_mean": [0.5],
         "pixel_std": [0.25],
-        "versions": {"jax": "9.9"},
     }
     (folder / "lineage.json").write_text(json.dumps(lineage))
-    (folder / "done.json").write_text(json.dumps({"seconds": 90.0}))
+    (folder / "done.json").write_text(json.dumps(DONE | {"seconds": 90.0}))
     if steps:
         lines = [f"{s},{5 / s},{s / 9},0.1" for s in range(1, steps + 1, 10)]
         metrics = "\n".join(["step,loss,accuracy,learning_rate", *lines, ""])

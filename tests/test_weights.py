@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
+from small_files import DONE, LINEAGE
 
 from hpt_jax import config as config_lib
 from hpt_jax.checkpoints import Checkpoints
@@ -229,10 +230,8 @@ def stage(tmp_path):
     saver.save(3, {"backbone": backbone, "totals": {"count": jnp.float32(1)}})
     saver.close()
     model = dataclasses.asdict(config_lib.Model(arch="resnet10", width=4, stem="small"))
-    config = {"model": model, "image_size": 16}
-    content = {"id": "t-12345678", "words": "t (x, 3 steps)", "config": config}
-    write_json(folder.lineage, {**content, "pixel_mean": [0.0, 0.0, 0.0]})
-    write_json(folder.done, {"steps": 3, "seconds": 1.0})
+    write_json(folder.lineage, LINEAGE | {"config": LINEAGE["config"] | {"model": model}})
+    write_json(folder.done, DONE)
     return folder
 
 

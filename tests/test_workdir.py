@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from small_files import DONE, LINEAGE
 
 from hpt_jax import workdir
 from hpt_jax.errors import UserError
@@ -51,9 +52,9 @@ def test_two_processes_never_write_to_the_same_temporary_file(tmp_path, monkeypa
 def test_a_stage_is_done_when_its_last_file_is_there(tmp_path):
     folder = workdir.stage_folder(tmp_path, "t-1")
     assert not folder.is_done
-    workdir.write_json(folder.lineage, {})
+    workdir.write_json(folder.lineage, LINEAGE)
     assert not folder.is_done
-    workdir.write_json(folder.done, {})
+    workdir.write_json(folder.done, DONE)
     assert folder.is_done
     assert folder.path == tmp_path / "stages" / "t-1"
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
+import struct
+import zipfile
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 from hpt_jax.data import loader, window
 from hpt_jax.data.images import Dataset, Unreadable
 from hpt_jax.errors import UserError
+from hpt_jax.workdir import whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,12 +170,17 @@ def load(
     )
 
 
+_SCANNED = ("window", "index", "sizes", "moments", "unreadable")
+# What zipfile and NumPy raise on files that are no zip, or cut short or changed.
+_DAMAGED = (
+    OSError, ValueError, KeyError, EOFError, RuntimeError, OverflowError, struct.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
+
+
 def save_scan(store: Store, path: Path) -> None:
     """Writes all but the pixels, so that a large set need not be read whole again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Two runs may scan one set: neither may rename what the other is writing.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with whole(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
             window=np.array(store.reading.window or (), np.int64),
@@ -182,28 +189,38 @@ def save_scan(store: Store, path: Path) -> None:
             moments=store.moments,
             unreadable=np.array(store.unreadable, np.str_).reshape(-1, 2),
         )
-    partial.replace(path)
 
 
-def load_scan(dataset: Dataset, reading: Reading, max_unreadable: float, path: Path) -> Store:
+def load_scan(
+    dataset: Dataset, reading: Reading, max_unreadable: float, path: Path
+) -> Store | None:
     """The store, without pixels, that `save_scan` wrote for this dataset and reading.
+
+    Returns:
+      None where there is no such file, or it is damaged.
 
     Raises:
       UserError: too many unreadable images.
     """
-    with np.load(path) as saved:
-        window = tuple(int(x) for x in saved["window"])
-        unreadable = [(str(path), str(reason)) for path, reason in saved["unreadable"]]
-        _check_unreadable(dataset.name, unreadable, len(dataset.images), max_unreadable)
-        return Store(
-            dataset,
-            dataclasses.replace(reading, window=(window[0], window[1]) if window else None),
-            saved["index"],
-            saved["sizes"],
-            saved["moments"],
-            tuple(unreadable),
-            None,
-        )
+    try:
+        with zipfile.ZipFile(path) as file:
+            if file.testzip():  # by checksums, before a header is believed
+                return None
+        with np.load(path) as saved:
+            limits, index, sizes, moments, skipped = (saved[name] for name in _SCANNED)
+    except _DAMAGED:
+        return None
+    rows, left_out = index.size, len(dataset.images) - index.size
+    shapes = [(rows,), (rows, 2), (rows, 2, *moments.shape[2:3]), (left_out, 2)]
+    if [part.shape for part in (index, sizes, moments, skipped)] != shapes:
+        return None
+    if limits.shape not in ((0,), (2,)):
+        return None
+    unreadable = [(str(path), str(reason)) for path, reason in skipped]
+    _check_unreadable(dataset.name, unreadable, len(dataset.images), max_unreadable)
+    low_high = (int(limits[0]), int(limits[1])) if len(limits) else None
+    seen = dataclasses.replace(reading, window=low_high)
+    return Store(dataset, seen, index, sizes, moments, tuple(unreadable), None)
 
 
 def _in_threads(prepare: Callable[[int], object], items: range) -> Generator[Any, None, None]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpt_jax.augment.policies import ROBUSTNESS
+from hpt_jax.errors import printable
 from hpt_jax.report.tables import (
     ResultRow,
     Summary,
@@ -22,6 +23,7 @@ from hpt_jax.report.tables import (
     seeds_in_words,
     summarize,
 )
+from hpt_jax.workdir import whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,12 +119,12 @@ def _styled(fn: Callable[..., Any]) -> Callable[..., Any]:
 @_styled
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Saves a figure as `path`, a PNG, and as an SVG beside it; folders above are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=150)
     # Without a date the same results give the same file.
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(path.with_suffix(".svg"), format="svg", metadata=nothing)
+    with whole(Path(path)) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    with whole(Path(path).with_suffix(".svg")) as temporary:
+        figure.savefig(temporary, format="svg", metadata=nothing)
 
 
 @_styled
@@ -328,7 +330,7 @@ def _of_evaluation(rows: Iterable[ResultRow], evaluation: str) -> tuple[list[Res
     metrics = sorted({row.metric for row in rows})
     if len(metrics) != 1:
         raise ValueError(f"need test results of {evaluation!r} with one metric, got {metrics}")
-    return rows, f"{study}: {evaluation} on {dataset}", metrics[0]
+    return rows, printable(f"{study}: {evaluation} on {dataset}"), metrics[0]
 
 
 def _x(axis: Axis, one: ResultRow | Summary) -> float | None:

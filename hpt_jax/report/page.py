@@ -11,14 +11,17 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from hpt_jax.augment.policies import ROBUSTNESS
-from hpt_jax.report import claims, figures, graph
+from hpt_jax.data.decode import decode
+from hpt_jax.data.images import Unreadable
+from hpt_jax.errors import UserError
+from hpt_jax.report import claims, figures, graph, results
 from hpt_jax.report.tables import (
     ResultRow,
     Summary,
@@ -29,7 +32,7 @@ from hpt_jax.report.tables import (
     summarize,
 )
 from hpt_jax.telemetry.writers import read_metrics
-from hpt_jax.workdir import read_json, stage_folder, whole
+from hpt_jax.workdir import DONE, EVALUATION, LINEAGE, NEIGHBOURS, read_json, stage_folder, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,22 +93,34 @@ _FILTERS = {
 }
 
 
-def write(root: Path, rows: Sequence[ResultRow], first: str = "") -> Path:
+def write(
+    root: Path,
+    rows: Sequence[ResultRow],
+    first: str = "",
+    line: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Makes `report/index.html` and its figures again from whatever is finished.
 
     Args:
       root: the workdir.
       rows: of its `results.csv`.
       first: the study that the page begins with.
+      line: where it is said which files are damaged and left out, plans apart (see
+        `results.collect`).
 
     Returns:
       The page.
     """
     import jinja2
 
-    plans = [read_json(path) for path in sorted((root / "plans").glob("*.json"))]
+    plans = results.plans(root, lambda text: None)
     plans.sort(key=lambda plan: plan["study"] != first)
-    stages = _stages(root)
+    told: dict[str, None] = {}  # one file may be looked for by several studies
+
+    def damaged(path: Path) -> None:
+        told[f"note: {path} is damaged, and left out of the report"] = None
+
+    stages = _stages(root, damaged)
     here = Path(__file__).parent
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here),
@@ -116,26 +131,35 @@ def write(root: Path, rows: Sequence[ResultRow], first: str = "") -> Path:
     )
     environment.filters |= _FILTERS
     studies = [
-        _study(plan, [row for row in rows if row.study == plan["study"]], stages, root)
+        _study(plan, [row for row in rows if row.study == plan["study"]], stages, root, damaged)
         for plan in plans
     ]
+    for text in told:
+        line(text)
     text = environment.get_template("page.html").render(
         studies=studies, box_width=graph.WIDTH, box_height=graph.HEIGHT
     )
     path = root / "report" / "index.html"
     with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files need not be UTF-8.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 
-def _stages(root: Path) -> dict[str, dict[str, Any]]:
+# Told of a file that is there and not whole.
+Damaged = Callable[[Path], None]
+
+
+def _stages(root: Path, damaged: Damaged) -> dict[str, dict[str, Any]]:
     """Stage id -> its lineage, and what `done.json` says where it is there."""
     found = {}
     for path in sorted((root / "stages").glob("*/lineage.json")):
-        done = stage_folder(root, path.parent.name).done
-        found[path.parent.name] = read_json(path) | {
-            "done": read_json(done) if done.is_file() else {}
-        }
+        lineage = read_json(path, LINEAGE)
+        if lineage is None:
+            damaged(path)
+            continue
+        done = read_json(stage_folder(root, path.parent.name).done, DONE)
+        found[path.parent.name] = lineage | {"done": done or {}}
     return found
 
 
@@ -144,6 +168,7 @@ def _study(
     rows: list[ResultRow],
     stages: Mapping[str, dict[str, Any]],
     root: Path,
+    damaged: Damaged,
 ) -> dict[str, Any]:
     """All that the page says of one plan; what is not there is empty."""
     config = plan["config"]
@@ -153,7 +178,7 @@ def _study(
     ]
     chains = {tuple(run["chain"]): run for run in plan["runs"]}
     mine = {one: stages[one] for chain in chains for one in chain if one in stages}
-    curves = training_curves(mine, root)
+    curves = training_curves(mine, root, damaged)
     probes = probe_curves(plan, root)
     return {
         "name": plan["study"],
@@ -167,8 +192,8 @@ def _study(
         ],
         "claims": _claims(plan, rows, evaluations),
         "tables": [_table(rows, arms, name, _subsets(plan, name, root)) for name in evaluations],
-        "views": _views(mine, root),
-        "neighbours": _neighbours(plan, root),
+        "views": _views(mine, root, damaged),
+        "neighbours": _neighbours(plan, root, damaged),
         "curves": _curves(curves, "step", plan["study"], "training_curves", root),
         "probes": _curves(probes, "step of the probe", plan["study"], "probe_curves", root),
         "graph": graph.layout(
@@ -270,20 +295,30 @@ def _results(plan: Mapping[str, Any], evaluation: str, root: Path) -> dict[int, 
     found = {}
     for place, run in enumerate(plan["runs"]):
         file = run["evaluations"].get(evaluation)
-        path = stage_folder(root, run["stage_id"]).path / file if file else None
-        if path is not None and path.is_file():
-            found[place] = read_json(path)
+        folder = stage_folder(root, run["stage_id"]).path
+        result = read_json(folder / file, EVALUATION) if file else None
+        if result is not None:
+            found[place] = result
     return found
 
 
-def training_curves(stages: Mapping[str, Mapping[str, Any]], root: Path) -> list[figures.Curve]:
+def training_curves(
+    stages: Mapping[str, Mapping[str, Any]],
+    root: Path,
+    damaged: Damaged = lambda path: None,
+) -> list[figures.Curve]:
     """The metrics of each chain's longest stages, every seed a line."""
     most: dict[str, int] = {}
     for one in stages.values():
         most[_chain(one)] = max(most.get(_chain(one), 0), one["config"]["steps"])
     found = []
     for stage_id, one in stages.items():
-        rows = read_metrics(stage_folder(root, stage_id).metrics)
+        path = stage_folder(root, stage_id).metrics
+        try:
+            rows = read_metrics(path)
+        except UserError:
+            damaged(path)
+            continue
         if not rows or one["config"]["steps"] != most[_chain(one)]:
             continue
         steps = [int(row["step"]) for row in rows]
@@ -300,8 +335,9 @@ def probe_curves(plan: Mapping[str, Any], root: Path) -> list[figures.Curve]:
     found = []
     for place, result in _results(plan, "linear_sgd", root).items():
         run = runs[place]
-        if run["pretrain_steps"] == most[run["arm"]]:
-            steps, values = zip(*result["selections"][0]["curve"], strict=True)
+        curve = result["selections"][0].get("curve") if result["selections"] else None
+        if curve and run["pretrain_steps"] == most[run["arm"]]:
+            steps, values = zip(*curve, strict=True)
             percents = [100 * value for value in values]
             found.append(
                 figures.Curve(f"validation {plan['metric']} (%)", run["arm"], steps, percents)
@@ -369,19 +405,25 @@ def _versions(stages: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {package: ", ".join(sorted(versions)) for package, versions in found.items()}
 
 
-def _views(stages: Mapping[str, Mapping[str, Any]], root: Path) -> list[dict[str, Any]]:
+def _views(
+    stages: Mapping[str, Mapping[str, Any]], root: Path, damaged: Damaged
+) -> list[dict[str, Any]]:
     """One stage's views for each dataset and augmentation."""
     found: dict[str, dict[str, Any]] = {}
     for stage_id, stage in stages.items():
         path, config = stage_folder(root, stage_id).views, stage["config"]
         looks = json.dumps([config["dataset"], config["augment"], config["image_size"]])
-        if looks not in found and path.is_file():
-            tiles = _tiles(path, across=5)
+        if looks in found or not path.is_file():
+            continue
+        tiles = _tiles(path, across=5)
+        if tiles is None:
+            damaged(path)
+        else:
             found[looks] = {"stage": _chain(stage), "dataset": config["dataset"], "tiles": tiles}
     return list(found.values())
 
 
-def _neighbours(plan: Mapping[str, Any], root: Path) -> list[dict[str, Any]]:
+def _neighbours(plan: Mapping[str, Any], root: Path, damaged: Damaged) -> list[dict[str, Any]]:
     """What is there of the neighbours before and after pretraining on the target, first seed."""
     runs = plan["runs"]
     if not runs:
@@ -396,9 +438,12 @@ def _neighbours(plan: Mapping[str, Any], root: Path) -> list[dict[str, Any]]:
         path = stage_folder(root, run["stage_id"]).path / run.get("neighbours", "none")
         if not (path.is_file() and path.with_suffix(".png").is_file()):
             continue
-        queries = read_json(path)["queries"]
-        tiles = _tiles(path.with_suffix(".png"), across=1 + len(queries[0]["neighbours"]))
-        facts = ([query, *query["neighbours"]] for query in queries)
+        content = read_json(path, NEIGHBOURS)
+        facts = [[query, *query["neighbours"]] for query in content["queries"]] if content else []
+        tiles = _tiles(path.with_suffix(".png"), across=len(facts[0])) if facts else None
+        if tiles is None or [len(row) for row in tiles] != [len(row) for row in facts]:
+            damaged(path)
+            continue
         shown = [
             [one | tile for one, tile in zip(of_query, row, strict=True)]
             for of_query, row in zip(facts, tiles, strict=True)
@@ -408,11 +453,15 @@ def _neighbours(plan: Mapping[str, Any], root: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _tiles(path: Path, across: int) -> list[list[dict[str, Any]]]:
-    """The square images of a montage, row by row."""
-    with Image.open(path) as montage:
-        picture = montage.convert("RGB")
+def _tiles(path: Path, across: int) -> list[list[dict[str, Any]]] | None:
+    """The square images of a montage, row by row; None where it is none."""
+    try:
+        picture = Image.fromarray(decode(str(path)))
+    except (Unreadable, TypeError):  # TypeError: bands that no picture has
+        return None
     size = picture.width // across
+    if not size or picture.height % size:
+        return None
     return [
         [_embedded(picture.crop((x, y, x + size, y + size))) for x in range(0, size * across, size)]
         for y in range(0, picture.height, size)

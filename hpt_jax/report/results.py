@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hpt_jax.report.tables import ResultRow
-from hpt_jax.workdir import read_json, stage_folder
+from hpt_jax.workdir import EVALUATION, PLAN, read_json, stage_folder
 
 
-def collect(root: Path) -> list[ResultRow]:
-    """The rows of `results.csv`, from `plans/*.json` and the evaluations that they name."""
+def collect(root: Path, line: Callable[[str], None] = print) -> list[ResultRow]:
+    """The rows of `results.csv`, from `plans/*.json` and the evaluations that they name.
+
+    Args:
+      root: the workdir.
+      line: where it is said which plans are damaged and left out.
+    """
     rows = []
-    for path in sorted((root / "plans").glob("*.json")):
-        plan = read_json(path)
+    for plan in plans(root, line):
         for run in plan["runs"]:
             folder = stage_folder(root, run["stage_id"]).path
             for evaluation, file in run["evaluations"].items():
-                if not (folder / file).is_file():
+                found = read_json(folder / file, EVALUATION)
+                if found is None:
                     continue
-                found = read_json(folder / file)
                 rows += [
                     ResultRow(
                         study=plan["study"],
@@ -37,3 +43,24 @@ def collect(root: Path) -> list[ResultRow]:
                     for split in ("val", "test")
                 ]
     return rows
+
+
+def plans(root: Path, line: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The plans of a workdir, by name; those that are not whole are left out, which is said."""
+    found = []
+    for path in sorted((root / "plans").glob("*.json")):
+        plan = read_json(path, PLAN)
+        if plan is not None and plan["study"] == path.stem and _is_distinct(plan["runs"]):
+            found.append(plan)
+        else:
+            line(f"note: {path} is damaged, and its study left out: run the study's command again")
+    return found
+
+
+def _is_distinct(runs: list[dict[str, Any]]) -> bool:
+    """Whether no two runs would answer one question in `results.csv`."""
+    judged = [run for run in runs if run["evaluations"]]
+    return all(
+        len({(run["arm"], run["seed"], run[told]) for run in judged}) == len(judged)
+        for told in ("stage_id", "pretrain_steps")
+    )

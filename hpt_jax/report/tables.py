@@ -11,7 +11,6 @@ import dataclasses
 import math
 import os
 import statistics
-import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,7 +19,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from hpt_jax.errors import UserError
+from hpt_jax.errors import UserError, printable
+from hpt_jax.workdir import whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def read_results(path: str | os.PathLike[str]) -> list[ResultRow]:
     Raises:
       UserError: the columns are not exactly `COLUMNS`, or a line does not fit them.
     """
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.reader(file)
         header = next(reader, [])
         if tuple(header) != COLUMNS:
@@ -119,18 +119,20 @@ def write_results(path: str | os.PathLike[str], rows: Iterable[ResultRow]) -> No
         if question in seen:
             raise ValueError(f"two results for one question: {row}")
         seen.add(question)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for row in rows:
-                cells = dataclasses.asdict(row)
-                # float(): NumPy's scalars have a repr of their own.
-                writer.writerow((cells | {"value": repr(float(row.value))}).values())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        whole(path) as temporary,
+        # Names of files need not be UTF-8: they stand here as they are on the disk.
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        in_quotes = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerow(COLUMNS)
+        for row in rows:
+            # float(): NumPy's scalars have a repr of their own.
+            cells = dataclasses.asdict(row) | {"value": repr(float(row.value))}
+            # csv leaves a carriage return bare, which ends a line for those who read it.
+            one = in_quotes if "\r" in "".join(map(str, cells.values())) else writer
+            one.writerow(cells.values())
 
 
 def summarize(rows: Iterable[ResultRow], split: str = "test") -> list[Summary]:
@@ -239,7 +241,7 @@ def results_table(rows: Iterable[ResultRow], arm_order: Sequence[str]) -> Table:
         caption = f"Test split, percent; {seeds_in_words(counts[0], counts[0])}"
     else:
         caption = f"Test split, percent; {seeds_in_words(counts[0], counts[-1])} (n in each cell)"
-    table = Table(title=escape(f"{study} on {dataset}"), caption=caption)
+    table = Table(title=escape(printable(f"{study} on {dataset}")), caption=caption)
     table.add_column("arm")
     table.add_column("target steps", justify="right")
     for evaluation, metric in columns:

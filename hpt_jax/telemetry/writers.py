@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
+
+from hpt_jax.errors import UserError
+from hpt_jax.workdir import whole
 
 
 class MetricsWriter:
@@ -18,10 +22,13 @@ class MetricsWriter:
       csv_path: the stage's `metrics.csv`.
       start: the step that training goes on from; rows beyond it, of a run that was killed after
         its last save, are dropped.
+
+    Raises:
+      UserError: the file is damaged.
     """
 
     def __init__(self, csv_path: Path, start: int):
-        self._path = csv_path
+        self._path, self._start = csv_path, start
         self._rows = [row for row in read_metrics(csv_path) if int(row["step"]) <= start]
         self._events: EventsWriter | None = None
         if self._rows:
@@ -33,7 +40,7 @@ class MetricsWriter:
         """Adds the row of the interval that ends with `step`."""
         self._rows.append({"step": str(step), **{k: repr(float(v)) for k, v in scalars.items()}})
         if self._events is None:
-            self._events = EventsWriter(self._path.parent)
+            self._events = EventsWriter(self._path.parent, self._start)
         if len(self._rows) == 1:
             self._rewrite()
         else:
@@ -45,12 +52,10 @@ class MetricsWriter:
         return csv.DictWriter(file, list(self._rows[0]), lineterminator="\n")
 
     def _rewrite(self) -> None:
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        with temporary.open("w", newline="") as file:
+        with whole(self._path) as temporary, temporary.open("w", newline="") as file:
             writer = self._csv(file)
             writer.writeheader()
             writer.writerows(self._rows)
-        os.replace(temporary, self._path)
 
     def close(self) -> None:
         """Closes TensorBoard's file."""
@@ -66,17 +71,23 @@ class EventsWriter:
 
     Args:
       folder: where the file is made.
+      start: the step that training goes on from; what earlier files have beyond it is void.
     """
 
-    def __init__(self, folder: Path):
-        from tensorboard.compat.proto.event_pb2 import Event
+    def __init__(self, folder: Path, start: int):
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event = Event
-        # TensorBoard reads a folder's files in the order of their names.
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        # TensorBoard reads a folder's files in the order of their names. Others write the time
+        # there, but a clock may be set back.
+        names = [path.name for path in folder.glob("events.out.tfevents.*")]
+        numbers = [int(found[1]) for name in names if (found := re.search(r"\.(\d{1,19})\.", name))]
+        number = max(numbers, default=-1) + 1
+        name = f"events.out.tfevents.{number:019d}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter((folder / name).open("xb"))
         self._write(file_version="brain.Event:2")
+        self._write(step=start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one value to each of some curves; it is on disk at once."""
@@ -95,12 +106,24 @@ class EventsWriter:
 
 
 def read_metrics(csv_path: Path) -> list[dict[str, str]]:
-    """The whole rows of a `metrics.csv`; a last line cut short by a kill is left out."""
-    if not csv_path.is_file():
+    """The whole rows of a `metrics.csv`; a last line cut short by a kill is left out.
+
+    Raises:
+      UserError: something in it is no row of numbers.
+    """
+    if not os.path.lexists(csv_path):
         return []
-    text = csv_path.read_text()
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    return list(csv.DictReader(lines))
+    try:
+        text = csv_path.read_text()
+        header, *rows = [*csv.reader(text[: text.rfind("\n") + 1].splitlines())] or [[]]
+        for row in rows:
+            int(row[header.index("step")])
+            [float(cell) for cell in row]
+        return [dict(zip(header, row, strict=True)) for row in rows]
+    except (IsADirectoryError, ValueError, LookupError, csv.Error):  # of UTF-8, too
+        expected = "rows of numbers as training writes them, but it is damaged"
+        fix = "Delete it: training goes on without it, and its curves begin where that is."
+        raise UserError(str(csv_path), None, expected, fix) from None
 
 
 def write_parameter_overview(params: object, path: Path) -> None:
@@ -108,4 +131,5 @@ def write_parameter_overview(params: object, path: Path) -> None:
     from clu import parameter_overview
 
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
-    path.write_text(overview + "\n")
+    with whole(path) as temporary:
+        temporary.write_text(overview + "\n")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from hpt_jax.errors import UserError
+from hpt_jax.errors import UserError, printable
 from hpt_jax.models.backbone import Backbone
 from hpt_jax.models.resnet import ARCHITECTURES, STEMS
 from hpt_jax.weights import torch_model
@@ -293,7 +293,7 @@ def _card(facts: Facts, tensors: int, usage: str) -> str:
     size = f"{facts['image_size']} px" if "image_size" in facts else "of a size that is not known"
     order = {1: " (grey)", 3: " in RGB order"}.get(facts["channels"], "")
     missing = "".join(
-        f"- Without {part}: the file that it comes from lacked it.\n"
+        f"- Without {_plain(part)}: the file that it comes from lacked it.\n"
         for part in facts.get("missing", ())
     )
     return f"""# Backbone
@@ -301,7 +301,7 @@ def _card(facts: Facts, tensors: int, usage: str) -> str:
 {facts["arch"]}, width {facts["width"]}, stem `{facts["stem"]}` (stride {stride}), \
 {tensors} tensors, without a classifier.
 
-- Lineage: {facts["lineage"]}
+- Lineage: {_plain(facts["lineage"])}
 - Input: {facts["channels"]} channels{order}, {size}, {_scaling(facts["pixel_window"])}, then \
 normalised with
   - mean {facts["pixel_mean"]}
@@ -315,6 +315,11 @@ features. Features are the mean over the last map.
 
 {usage}
 """
+
+
+def _plain(text: str) -> str:
+    """Names of others as text of Markdown: of one line, and no HTML."""
+    return printable(text).replace("\n", "\\n").replace("<", "&lt;")
 
 
 def _padding(stem: str) -> str:

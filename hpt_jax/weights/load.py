@@ -313,7 +313,7 @@ def _path(path: str) -> Path:
 
 def _is_stage(path: str) -> bool:
     folder = StageFolder(_path(path))
-    return os.path.isfile(folder.lineage) and folder.is_done  # of names too long for a file too
+    return os.path.isfile(folder.done) and folder.is_done  # of names too long for a file too
 
 
 def _locate(path: str, field: str) -> Path | None:
