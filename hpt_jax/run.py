@@ -6,11 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-from jax.experimental.compilation_cache import compilation_cache
-
+from hpt_jax import (
+    compiled,
+    estimate,
+    handover,
+    parallel,
+    pictures,
+    plan,
+    pretrain,
+    resolve,
+    workdir,
+)
 from hpt_jax import config as config_lib
-from hpt_jax import estimate, handover, parallel, pictures, plan, pretrain, resolve, workdir
 from hpt_jax.data import datasets
 from hpt_jax.evaluate import evaluations
 from hpt_jax.evaluate.subject import Subject
@@ -55,7 +62,7 @@ def run(
         return []
 
     workdir.check_root(folder)
-    keep_compiled_programs(root / "compilation_cache")
+    compiled.keep(root / "compilation_cache", display.line)
     devices = parallel.make_devices(asked.config.parallel.devices, asked.config.parallel.map)
     library = Library(asked.config.data_dir, devices, display, root / "scans")
     handover.check(asked, root, library, devices, display)
@@ -116,14 +123,6 @@ def make_plan(
         lambda name: datasets.fingerprint_of(prepare(name), resolved.data_dir),
         load.fingerprint,
     )
-
-
-def keep_compiled_programs(folder: Path) -> None:
-    """Lets compiled programs survive the process."""
-    compilation_cache.reset_cache()  # a second run in one process has another folder
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def run_stage(
