@@ -18,11 +18,13 @@ from hpt_jax import config as config_lib
 from hpt_jax import plan
 from hpt_jax.augment import geometric
 from hpt_jax.data import loader, order
+from hpt_jax.data.decode import decode
+from hpt_jax.data.images import Unreadable
 from hpt_jax.data.loader import Crops
 from hpt_jax.data.store import Store
 from hpt_jax.library import StageData
 from hpt_jax.models.backbone import jit_once
-from hpt_jax.workdir import whole, write_json
+from hpt_jax.workdir import NEIGHBOURS, read_json, whole, write_json
 
 VIEWED, PAIRS = 6, 2  # images of `views.png`, and how many (query, key) of each
 ASKED, NEAREST = 5, 5  # test images of `neighbours-*.png`, and how many neighbours of each
@@ -122,6 +124,15 @@ def write_neighbours(
     images = evaluation_views(store, rows.reshape(-1), config)
     _save(montage(images.reshape(*rows.shape, *images.shape[1:])), path.with_suffix(".png"))
     write_json(path, {"queries": shown})
+
+
+def neighbours_are_whole(path: Path) -> bool:
+    """Whether what `write_neighbours` wrote is there, and can be shown."""
+    try:
+        decode(str(path.with_suffix(".png")))
+    except Unreadable:
+        return False
+    return read_json(path, NEIGHBOURS) is not None
 
 
 def spread(rows: np.ndarray, labels: np.ndarray, count: int = ASKED) -> np.ndarray:

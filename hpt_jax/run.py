@@ -171,7 +171,9 @@ def evaluate(
     folder, config = stage_folder(root, stage.id), asked.config
     files = plan.evaluation_files(stage, asked)
     missing = [name for name, file in files.items() if not folder.has(file)]
-    if not missing:
+    neighbours = folder.path / plan.neighbours_file(stage, asked)
+    shown = pictures.neighbours_are_whole(neighbours)
+    if shown and not missing:
         return
     backbone = load.load_stage(folder)
     low, high = (int(value) for value in backbone.pixel_window)
@@ -188,8 +190,7 @@ def evaluate(
         center_crop=stage.config.input.center_crop,
         seed=stage.seed,
     )
-    neighbours = folder.path / plan.neighbours_file(stage, asked)
-    if not neighbours.is_file():
+    if not shown:
         pictures.write_neighbours(neighbours, subject.features, data, stage.config)
     for name in missing:
         steps = evaluations.steps(name, config, len(data.splits["train"]))

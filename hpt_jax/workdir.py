@@ -31,6 +31,17 @@ def _name(value: Any) -> bool:
     return type(value) is str and NAME.fullmatch(value) is not None
 
 
+def _text(value: Any) -> bool:
+    """Text that a file can hold, though perhaps as bytes of a name that are no UTF-8."""
+    if type(value) is not str:
+        return False
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
@@ -107,7 +118,7 @@ PLAN = {
     "study": _name,
     "config_id": str,
     "config": {"evaluations": [_name], "analysis?": str, "domain?": str},
-    "dataset": str,
+    "dataset": _text,
     "metric": _name,
     "runs": [
         {
@@ -176,9 +187,18 @@ def check_root(folder: str | Path) -> None:
     """Checks that a workdir can be written, or be made; makes nothing.
 
     Raises:
-      UserError: if it is a file, is below one, or may not be written to.
+      UserError: if it is a file, is below one, may not be written to, or is no name for a folder.
     """
     here = Path(folder).absolute()
+    try:
+        str(here).encode()  # JAX takes no other bytes
+        os.lstat(here)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (ValueError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it holds bytes that are no text"
+        expected = f"the path of a folder, but: {reason}"
+        raise UserError("--workdir", str(folder), expected, "Choose another path.") from None
     while not os.path.lexists(here):
         here = here.parent
     if not here.is_dir():
