@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable
 
 from hpt_jax.augment.policies import Policy
@@ -24,6 +23,7 @@ from hpt_jax.config import (
 )
 from hpt_jax.errors import Mistake, nearest
 from hpt_jax.models.resnet import ARCHITECTURES, STEMS
+from hpt_jax.workdir import NAME
 
 
 def suggest(name: object, known: Iterable[str]) -> str:
@@ -86,11 +86,11 @@ def check(config: Config, alone: bool) -> list[Mistake]:
 def _check_top(config: Config, alone: bool) -> list[Mistake]:
     checks = _Checks("", alone)
     need = checks.need
-    rule = "letters, digits and any of _ . @ + - %, not starting with a dot"
-    safe = re.compile(r"[\w@+%-][\w.@+%-]*")
+    rule = "letters, digits and any of _ . @ + - %, not starting with a dot, at most 150 bytes"
     for field, names in (("name", [config.name]), ("stages", config.stages), ("arms", config.arms)):
         for name in names:
-            need(bool(safe.fullmatch(name)), field, name, rule, "Choose another name.")
+            good = NAME.fullmatch(name) is not None and len(name.encode()) <= 150
+            need(good, field, name, rule, "Choose another name.")
     _check_seeds(config.seeds, "seeds", need)
     _check_arms(config, checks.need_together)
     for name in config.evaluations:
