@@ -17,6 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from hpt_jax.workdir import make_folder, read_json, write_json
 
+MIN_SECONDS = 0.5  # of compiling, that are worth an entry
 _ZSTD = b"\x28\xb5\x2f\xfd"  # which JAX takes where Python or a package has it
 
 
@@ -33,7 +34,7 @@ def keep(folder: Path, line: Callable[[str], None]) -> None:
         line(f"note: {removed} damaged programs in {folder} are removed, and compiled again")
     compilation_cache.reset_cache()  # a second run in one process has another folder
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 

@@ -1,6 +1,7 @@
 """Promises of what is held, or read when asked for, of a set's images."""
 
 import dataclasses
+import io
 import threading
 
 import numpy as np
@@ -243,6 +244,46 @@ def test_a_scan_is_found_again_as_it_was(tmp_path, deep):
     np.testing.assert_array_equal(found.read(3), made.read(3))
     with pytest.raises(UserError, match="1 of 6"):
         store_lib.load_scan(dataset, Reading(5, 0), 0.1, path)
+
+
+def test_a_damaged_scan_counts_as_absent(tmp_path):
+    dataset = dataset_of(noise(4, 2, 3), noise(3, 7, 3), None)
+    made = load(dataset, max_unreadable=0.5, max_bytes=0)
+    path = tmp_path / "one.npz"
+    store_lib.save_scan(made, path)
+    content = path.read_bytes()
+
+    def found():
+        return store_lib.load_scan(dataset, Reading(0, 0), 0.5, path)
+
+    for cut in range(0, len(content), 7):
+        path.write_bytes(content[:cut])
+        assert found() is None, cut
+    for place in range(len(content)):  # some bytes, such as those of a date, mean nothing
+        path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
+        scan = found()
+        for name in ("index", "sizes", "moments"):
+            if scan is not None:
+                np.testing.assert_array_equal(getattr(scan, name), getattr(made, name))
+    arrays = dict(np.load(io.BytesIO(content)))
+    odd = {
+        "index": np.zeros(1, np.int64), "sizes": np.zeros((2, 3), np.int32),
+        "moments": np.zeros(2), "window": np.zeros(3, np.int64), "unreadable": np.zeros(()),
+    }  # fmt: skip
+    for name, value in odd.items():
+        np.savez(path, **(arrays | {name: value}))
+        assert found() is None, name
+        np.savez(path, **{one: array for one, array in arrays.items() if one != name})
+        assert found() is None, name
+    np.savez(path, **(arrays | {"index": np.array([{}, {}])}))  # a pickle, which is never opened
+    assert found() is None
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    (tmp_path / "x.npy").rename(path)
+    assert found() is None
+    path.unlink()
+    assert found() is None
+    path.mkdir()
+    assert found() is None
 
 
 def test_an_image_that_changes_during_a_run_is_named():

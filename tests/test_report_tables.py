@@ -104,6 +104,15 @@ def test_steps_and_seeds_are_sorted_as_numbers(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "name", ["a\nb", "a\rb", "a\r\nb", 'a"b', "a,b", "a\0b", " a ", "\udcff", "=1"]
+)
+def test_any_name_comes_back(tmp_path, name):
+    rows = [row(), dataclasses.replace(row(), dataset=name)]
+    write_results(tmp_path / "r.csv", rows)
+    assert {one.dataset for one in read_results(tmp_path / "r.csv")} == {rows[0].dataset, name}
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     path = tmp_path / "results.csv"
     write_results(path, [row()])

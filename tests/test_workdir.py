@@ -40,6 +40,91 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
     assert workdir.read_json(path) == {"old": 1}
 
 
+def test_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    order = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (order.append("flushed"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *two: (order.append("renamed"), replace(*two)))
+    workdir.write_json(tmp_path / "f.json", {"a": 1})
+    assert order == ["flushed", "renamed"]
+
+
+def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder_are_named(tmp_path):
+    (tmp_path / "f.json").mkdir()
+    (tmp_path / "file").write_text("kept")
+    for path, wrong, kind in (
+        (tmp_path / "f.json", tmp_path / "f.json", "a file"),
+        (tmp_path / "file" / "f.json", tmp_path / "file", "a folder"),
+        (tmp_path / "file" / "deep" / "f.json", tmp_path / "file", "a folder"),
+    ):
+        with pytest.raises(UserError) as raised:
+            workdir.write_json(path, {})
+        assert str(raised.value).startswith(f"{wrong}: expected {kind}, but it is")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.json", "file"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe", b"[]", b"null", b"1", b"[" * 100_000, b'{"a": 1' + b"0" * 5000 + b"}"],
+)
+def test_json_that_is_not_whole_counts_as_absent(tmp_path, content):
+    (tmp_path / "f.json").write_bytes(content)
+    assert workdir.read_json(tmp_path / "f.json") is None
+    assert workdir.read_json(tmp_path / "absent.json") is None
+    assert workdir.read_json(tmp_path / "f.json" / "below") is None
+    assert workdir.read_json(tmp_path) is None
+
+
+def test_a_file_that_may_not_be_read_is_not_taken_for_absent(tmp_path, monkeypatch):
+    def refused(self):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(workdir.Path, "read_bytes", refused)
+    with pytest.raises(UserError, match="Permission denied"):
+        workdir.read_json(tmp_path / "f.json")
+
+
+def changed(content):
+    """Copies of JSON, each with one of its values taken away or of another type."""
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        others = [None, 1.5, "\n", [[]], {"x": 1}, -1, float("nan")]
+        if isinstance(value, (dict, list)):
+            others += list(changed(value))
+        for other in others:
+            copy = dict(content) if isinstance(content, dict) else list(content)
+            copy[key] = other
+            yield copy
+        if isinstance(content, dict):
+            yield {name: one for name, one in content.items() if name != key}
+
+
+def test_a_stage_with_other_than_its_small_files_is_not_done(tmp_path):
+    folder = workdir.stage_folder(tmp_path, "t-1")
+    workdir.write_json(folder.lineage, LINEAGE)
+    for content in changed(DONE):
+        folder.done.parent.mkdir(parents=True, exist_ok=True)
+        folder.done.write_text(json.dumps(content))
+        assert not folder.is_done or content["seconds"] == 1.5, content
+    workdir.write_json(folder.done, DONE)
+    assert folder.is_done
+    for key in LINEAGE:
+        workdir.write_json(folder.lineage, {k: v for k, v in LINEAGE.items() if k != key})
+        assert not folder.is_done, key
+
+
+def test_shapes(tmp_path):
+    fits = workdir.fits
+    assert fits({"a": 1, "b": []}, {"a": int, "b": [str], "c?": str})
+    assert not fits({"a": True, "b": []}, {"a": int, "b": [str]})
+    assert not fits({"a": 1, "b": [1]}, {"a": int, "b": [str]})
+    assert not fits({"a": 1, "b": [], "c": 2}, {"a": int, "b": [str], "c?": str})
+    assert fits(None, (None, {"a": int}))
+    assert not fits([], (None, {"a": int}))
+    assert fits({"x": [1], "y": []}, {...: list})
+    assert not fits({"x": 1}, {...: list})
+
+
 def test_two_processes_never_write_to_the_same_temporary_file(tmp_path, monkeypatch):
     moved = []
     monkeypatch.setattr(os, "replace", lambda old, new: moved.append(str(old)))
