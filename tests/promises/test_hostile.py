@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import collections
 import contextlib
 import html.parser
 import io
@@ -18,6 +19,8 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import hpt_jax
 from hpt_jax.data import labels_csv
@@ -26,6 +29,7 @@ from hpt_jax.main import main
 from hpt_jax.models.backbone import init_backbone
 from hpt_jax.models.resnet import ResNet
 from hpt_jax.report import page, results, tables
+from hpt_jax.weights.__main__ import main as weights_command
 from hpt_jax.weights.export import export_backbone
 from hpt_jax.workdir import read_json
 
@@ -126,7 +130,10 @@ def write_weights(folder: Path, **told: Any) -> None:
         "arch": "resnet10", "width": 4, "stem": "small", "stem_stride": 2, "channels": 3,
         "image_size": 16, "lineage": "x",
     }  # fmt: skip
-    export_backbone(backbone, facts | told, folder)
+    file = export_backbone(backbone, facts | told, folder)
+    with safe_open(file, "numpy") as content:
+        metadata = content.metadata()
+    save_file({**load_file(file), f"fc {TEXT}": np.zeros(3, np.float32)}, file, metadata)
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +230,63 @@ def test_a_workdir_that_cannot_be_one_is_refused(
     assert code == 2
     assert told.startswith("--workdir = ")
     assert len(told.splitlines()) == 1
+
+
+# What stands in files of weights
+
+
+def imported(source: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """What the import of a file tells; it leaves the folder `folder`/dst and nothing else."""
+    flags = ["--arch", "resnet10", "--width", "4"]
+    code = weights_command(["import", str(source), str(folder / "dst"), *flags])
+    told = capsys.readouterr()
+    check_terminal(told.out + told.err)
+    return code, told.out + told.err
+
+
+def test_what_a_file_of_weights_says_of_itself_moves_no_cursor_and_is_no_html(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_weights(tmp_path / "w", lineage=f"{ALL} ../../x", stage_id="../../x")
+    before = files(tmp_path / "w")
+    code, told = imported(tmp_path / "w" / "backbone.safetensors", tmp_path, capsys)
+    assert code == 0, told
+    assert "alert(1)" in told
+    assert "<" not in (tmp_path / "dst" / "card.md").read_text()
+    assert files(tmp_path / "w") == before
+    assert {path.name for path in tmp_path.iterdir()} == {"w", "dst"}
+
+
+def test_a_config_json_of_hostile_names_is_refused_by_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_weights(tmp_path / "w")
+    (tmp_path / "w" / "backbone.safetensors").rename(tmp_path / "w" / "model.safetensors")
+    config = {"architecture": ALL, "model_args": {ALL: 1}, "pretrained_cfg": {ALL: [ALL]}}
+    (tmp_path / "w" / "config.json").write_text(json.dumps(config))
+    code, told = imported(tmp_path / "w", tmp_path, capsys)
+    assert code == 2
+    assert "a plain ResNet, but config.json beside it says" in told
+    assert not (tmp_path / "dst").exists()
+
+
+@pytest.mark.torch
+def test_what_a_torch_file_of_ours_says_of_itself_moves_no_cursor_and_is_no_html(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch")
+    write_weights(tmp_path / "w", lineage=f"{ALL} ../../x", stage_id="../../x")
+    with safe_open(tmp_path / "w" / "backbone.safetensors", "pt") as content:
+        names = list(content.keys())
+        state = collections.OrderedDict((name, content.get_tensor(name)) for name in names)
+        told_by_file = content.metadata()["hpt_jax"]
+    state._metadata = {"hpt_jax": {"hpt_jax": told_by_file}}
+    torch.save(state, tmp_path / "w" / "x.pth")
+    code, told = imported(tmp_path / "w" / "x.pth", tmp_path, capsys)
+    assert code == 0, told
+    assert "dialect: hpt_jax" in told
+    assert "alert(1)" in told
+    assert "<" not in (tmp_path / "dst" / "card.md").read_text()
 
 
 # What stands in a workdir from elsewhere
