@@ -7,8 +7,10 @@ files are not as its manifest says is none any more.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,6 +24,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 MANIFEST = "manifest.json"
+# Orbax raises its errors, and logs them with a traceback as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -54,8 +58,16 @@ class Checkpoints:
         self._finalized: futures.Future[None] | None = None
 
     def save(self, step: int, tree: Any) -> None:
-        """Starts to save `tree` as `step`; its arrays may be donated as soon as this returns."""
+        """Starts to save `tree` as `step`; its arrays may be donated as soon as this returns.
+
+        Raises:
+          OSError: there is no room for it on the disk, or there was none for the one before.
+        """
         self.wait()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Seen here a full disk is one clear error; Orbax's threads make many of it.
+        if shutil.disk_usage(self.folder).free < sum(leaf.nbytes for leaf in jax.tree.leaves(tree)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
         self._checkpointer.save(self.folder / str(step), args=ocp.args.StandardSave(tree))
         self._finalized = self._finalizer.submit(self._finalize, step)
 

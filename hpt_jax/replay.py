@@ -62,10 +62,11 @@ def replay(path: Path, step: int, display: Display) -> dict[str, Any]:
     options = asked.config.parallel
     devices = parallel.make_devices(options.devices, options.map, options.deterministic)
     data = Library(asked.config.data_dir, devices, display).of_stage(stage)
-    parts = training.Training(stage, data, devices) if data else None
-    if parts is None or not 1 <= step <= parts.steps:
-        expected = f"a step from 1 to {parts.steps if parts else 0}"
-        raise UserError("step", step, expected, "metrics.csv counts so.")
+    if data is None:
+        raise UserError("stage", str(path), "one that takes steps", "Choose another.")
+    parts = training.Training(stage, data, devices)
+    if not 1 <= step <= parts.steps:
+        raise UserError("step", step, f"a step from 1 to {parts.steps}", "metrics.csv counts so.")
 
     before = [saved for saved in checkpoints.steps_in(folder.checkpoints) if saved < step]
     start = max(before, default=0)
@@ -84,7 +85,8 @@ def replay(path: Path, step: int, display: Display) -> dict[str, Any]:
     for row in history:
         display.line("  ".join(f"{name} {value:.6g}" for name, value in row.items()))
     bad = _not_finite({**history[-1], "backbone": carry.state.backbone})
-    display.line(f"not finite after step {step}: {', '.join(bad) or 'nothing'}")
+    shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    display.line(f"not finite after step {step}: {shown or 'nothing'}")
 
     names = data.dataset.images.name_of
     rows = parts.rows(step - 1)
