@@ -77,7 +77,11 @@ def reopen_damaged(asked: plan.Plan, root: Path, display: Display) -> None:
     Raises:
       UserError: there is none: training it all again is for the user to decide.
     """
-    needed = {run.stage.id for run in asked.runs if is_needed(run, asked, root)}
+    needed = {
+        run.stage.id
+        for run in asked.runs
+        if run.arm == asked.config.export or _lacks_evaluations(run, asked, root)
+    }
     for stage in reversed(asked.stages):  # children first
         folder = stage_folder(root, stage.id)
         fault = load.fault_of_stage(folder) if folder.is_done and stage.id in needed else None
@@ -91,11 +95,10 @@ def reopen_damaged(asked: plan.Plan, root: Path, display: Display) -> None:
             needed.add(stage.parent.id)
 
 
-def is_needed(run: plan.Run, asked: plan.Plan, root: Path) -> bool:
-    """Whether the backbone at the end of a run is still to be evaluated or exported."""
+def _lacks_evaluations(run: plan.Run, asked: plan.Plan, root: Path) -> bool:
     files = plan.evaluation_files(run.stage, asked).values()
     folder = stage_folder(root, run.stage.id).path
-    return run.arm == asked.config.export or not all((folder / file).is_file() for file in files)
+    return not all((folder / file).is_file() for file in files)
 
 
 def check(
@@ -120,7 +123,7 @@ def check(
         if data is not None:
             _check_unchanged(stage, root)
     for run in asked.runs:
-        if is_needed(run, asked, root):
+        if _lacks_evaluations(run, asked, root):
             _check_target(asked.config, run.stage, library)
     for line in dict.fromkeys(line for stage in todo for line in _warnings(stage, library)):
         display.line(f"note: {line}")

@@ -72,7 +72,8 @@ def test_chain_hands_over_the_backbone_bit_for_bit_and_nothing_else(
     images: Path, workdir: Path
 ) -> None:
     for stage in last_stage(config_of(images), "B+S+T").chain[1:]:
-        (state, totals), parent = start_of(images, workdir, stage)
+        carry, parent = start_of(images, workdir, stage)
+        state, totals = carry.state, carry.totals
         given = {
             jax.tree_util.keystr(path): np.asarray(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(
