@@ -1,15 +1,20 @@
 """A stage's checkpoints: the only file that imports Orbax.
 
 `<folder>/<step>/` holds Orbax's files and `manifest.json`, with the size and the blake2b of each,
-which is renamed into place last: a step without a valid manifest is not a checkpoint.
+which is renamed into place last: a step without a manifest is not a checkpoint yet, and one whose
+files are not as its manifest says is none any more.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -19,76 +24,133 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 MANIFEST = "manifest.json"
+# Orbax raises its errors, and logs them with a traceback as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
     """Saves and restores one stage's states; saving is asynchronous.
 
+    The stage's lock makes this the only writer below its folder.
+
     Args:
       folder: `<stage>/checkpoints`.
-      keep: how many of the newest checkpoints to keep.
+      keep: how many of the newest checkpoints to keep, at least 1.
+      keep_every: keep also those of every multiple of this many steps; 0: none.
+      beside: files that a checkpoint counts on, such as the rows of metrics before it: they are on
+        the disk before it is one.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
+    def __init__(
+        self, folder: Path, keep: int = 2, keep_every: int = 0, beside: Sequence[Path] = ()
+    ):
         self.folder = folder.absolute()
-        self.keep = keep
-        # Left by a kill in the middle of a save; the stage's lock makes this its only writer.
+        self._keep, self._keep_every, self._beside = keep, keep_every, beside
+        # Left by a kill in the middle of a save, before or after Orbax's own rename.
         for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(left)
+        for step in _numbered(self.folder):
+            if not (self.folder / str(step) / MANIFEST).exists():
+                shutil.rmtree(self.folder / str(step))
         self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         # Orbax's own callback runs before its rename; the manifest has to come after it.
         self._finalizer = futures.ThreadPoolExecutor(1)
         self._finalized: futures.Future[None] | None = None
 
     def save(self, step: int, tree: Any) -> None:
-        """Starts to save `tree` as `step`; its arrays may be donated as soon as this returns."""
+        """Starts to save `tree` as `step`; its arrays may be donated as soon as this returns.
+
+        Raises:
+          OSError: there is no room for it on the disk, or there was none for the one before.
+        """
         self.wait()
-        target = self.folder / str(step)
-        if target.exists():  # left by a kill between Orbax's rename and the manifest's
-            shutil.rmtree(target)
-        self._checkpointer.save(target, args=ocp.args.StandardSave(tree))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Seen here a full disk is one clear error; Orbax's threads make many of it.
+        if shutil.disk_usage(self.folder).free < sum(leaf.nbytes for leaf in jax.tree.leaves(tree)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+        self._checkpointer.save(self.folder / str(step), args=ocp.args.StandardSave(tree))
         self._finalized = self._finalizer.submit(self._finalize, step)
 
     def _finalize(self, step: int) -> None:
-        self._checkpointer.wait_until_finished()
+        try:
+            self._checkpointer.wait_until_finished()
+        except ValueError as error:
+            raise _of_the_disk(error, self.folder) from error
+        for path in self._beside:
+            if path.exists():
+                _flush(path)
         write_manifest(self.folder / str(step))
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.folder / str(old))
+        for old in _numbered(self.folder)[: -self._keep]:
+            if not self._keep_every or old % self._keep_every:
+                # In this order, so that a kill between the two leaves no damaged checkpoint.
+                (self.folder / str(old) / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(self.folder / str(old))
 
     def wait(self) -> None:
-        """Waits for the save under way, its manifest included; its error is raised here."""
+        """Waits for the save under way, its manifest included.
+
+        Raises:
+          OSError: the disk is full, or may not be written to.
+        """
         pending, self._finalized = self._finalized, None
         if pending is not None:
             pending.result()
 
-    def steps(self) -> list[int]:
-        """The steps that have a valid manifest, oldest first."""
-        return steps_in(self.folder)
+    def restore_newest(self, like: Any, line: Callable[[str], None]) -> tuple[int, Any] | None:
+        """The newest whole checkpoint: its step, and the exact tree; None where there is none.
 
-    def restore(self, step: int, like: Any) -> Any:
-        """The exact tree that was saved as `step`.
+        Damaged ones on the way are kept aside as `<step>.damaged`.
 
         Args:
-          step: one of `steps()`.
           like: a tree of arrays or of jax.ShapeDtypeStruct with shardings.
+          line: told of each damaged checkpoint.
         """
-        return self._checkpointer.restore(
-            self.folder / str(step), args=ocp.args.StandardRestore(like)
-        )
+        for step in reversed(_numbered(self.folder)):
+            path = self.folder / str(step)
+            fault = fault_of(path)
+            if fault is None:
+                return step, restore(self.folder, step, like)
+            aside = self.folder / f"{step}.damaged"
+            if aside.exists():
+                shutil.rmtree(aside)
+            path.rename(aside)
+            line(f"{path}: damaged ({fault}), kept as {aside.name} and not used")
+        return None
 
     def close(self) -> None:
         """Finishes the save under way and ends Orbax's threads."""
-        self.wait()
-        self._finalizer.shutdown()
-        self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            self._finalizer.shutdown()
+            self._checkpointer.close()
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps below a checkpoints folder that have a valid manifest, oldest first."""
-    if not folder.is_dir():
-        return []
-    steps = [int(child.name) for child in folder.iterdir() if child.name.isdecimal()]
-    return sorted(step for step in steps if manifest_is_valid(folder / str(step)))
+    """Steps below a checkpoints folder whose files are as their manifest says, oldest first."""
+    return [step for step in _numbered(folder) if fault_of(folder / str(step)) is None]
+
+
+def _numbered(folder: Path) -> list[int]:
+    """Steps below a checkpoints folder, whole or not, oldest first."""
+    return sorted(
+        int(child.name)
+        for child in folder.glob("[0-9]*")
+        if re.fullmatch(r"0|[1-9]\d*", child.name)
+    )
+
+
+def restore(folder: Path, step: int, like: Any) -> Any:
+    """The exact tree that was saved as `step`.
+
+    Args:
+      folder: `<stage>/checkpoints`.
+      step: one of `steps_in(folder)`.
+      like: a tree of arrays or of jax.ShapeDtypeStruct with shardings.
+    """
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+        path = folder.absolute() / str(step)
+        return reader.restore(path, args=ocp.args.StandardRestore(like))
 
 
 def restore_subtree(folder: Path, step: int, name: str) -> dict[str, Any]:
@@ -113,30 +175,47 @@ def restore_subtree(folder: Path, step: int, name: str) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path) -> None:
-    """Writes size and blake2b of every file below `folder`, by rename."""
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        if path.name != MANIFEST:
-            files[path.relative_to(folder).as_posix()] = _fingerprint(path)
+    """Writes size and blake2b of every file below `folder`, by rename, when all is on the disk."""
+    files = {name: _fingerprint(path) for name, path in _files(folder).items()}
+    for path in folder.rglob("*"):
+        _flush(path)
     temporary = folder / (MANIFEST + ".tmp")
-    temporary.write_text(json.dumps(files, indent=1))
+    temporary.write_text(_manifest_text(files))
+    _flush(temporary)
     os.replace(temporary, folder / MANIFEST)
+    _flush(folder)
+    _flush(folder.parent)
 
 
-def manifest_is_valid(folder: Path) -> bool:
-    """Whether every file that the manifest names is there with its size and hash."""
+def fault_of(folder: Path) -> str | None:
+    """What is not as the manifest of a step says, in words; None if all is."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # damaged JSON or UTF-8
-        return False
-    return (
-        isinstance(files, dict)
-        and bool(files)
-        and all(
-            (folder / name).is_file() and _fingerprint(folder / name) == entry
-            for name, entry in files.items()
-        )
-    )
+        text = (folder / MANIFEST).read_text()
+        files = json.loads(text)
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{MANIFEST} is not there"
+    except ValueError:  # damaged JSON or UTF-8
+        return f"{MANIFEST} is damaged"
+    # To the letter, since JSON reads alike with another white space.
+    if not isinstance(files, dict) or not files or text != _manifest_text(files):
+        return f"{MANIFEST} is damaged"
+    present = _files(folder)
+    for name, entry in files.items():
+        if name not in present:
+            return f"{name} is not there"
+        if _fingerprint(present[name]) != entry:
+            return f"{name} is not as it was saved"
+    return None
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All files below a step but its manifest, by their path from there."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    return {name: path for name, path in found.items() if path.is_file() and name != MANIFEST}
+
+
+def _manifest_text(files: dict[str, Any]) -> str:
+    return json.dumps(files, indent=1)
 
 
 def file_hash(path: Path) -> str:
@@ -147,3 +226,20 @@ def file_hash(path: Path) -> str:
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "blake2b": file_hash(path)}
+
+
+def _flush(path: Path) -> None:
+    """Brings a file or folder to the disk, where it outlives the machine's power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _of_the_disk(error: ValueError, folder: Path) -> Exception:
+    """The operating system's error in the words of Tensorstore, which raises it as a ValueError."""
+    code = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+    if code is None:
+        return error
+    return OSError(int(code[1]), os.strerror(int(code[1])), str(folder))

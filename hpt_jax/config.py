@@ -128,6 +128,7 @@ class Parallel:
 
     map: str = "shard_map"  # or 'pmap'
     devices: int = 0  # 0: all
+    deterministic: bool = False  # on GPU: bit for bit the same every time, but slower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +186,8 @@ class Config:
     log_every_steps: int = 50
     save_every_steps: int = 0  # 0: by minutes alone
     save_every_minutes: float = 5.0
+    keep_checkpoints: int = 2  # of each stage, the newest; if one is damaged the next is taken
+    keep_every_steps: int = 0  # saves and keeps every multiple of it as well; 0: none
     parallel: Parallel = Parallel()
     dry_run: bool = False
     shared: Stage = Stage()  # the shared fields, for stages that no one wrote down

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from hpt_jax import plan, pretrain
+from hpt_jax import checkpoints, plan
 from hpt_jax.augment.policies import for_channels
 from hpt_jax.config import Config, labels_of
 from hpt_jax.data.splits import strata
@@ -21,6 +21,7 @@ from hpt_jax.models.backbone import Backbone, abstract_backbone, init_backbone
 from hpt_jax.paper import statistics_note
 from hpt_jax.parallel import Devices
 from hpt_jax.telemetry.display import Display
+from hpt_jax.training import make_model
 from hpt_jax.weights import check as check_weights
 from hpt_jax.weights import load
 from hpt_jax.weights.names import flatten
@@ -36,7 +37,7 @@ def initial_backbone(
     Only convolutions, batch norm's scale and bias and its running statistics pass on; the pixel
     statistics are the stage's own, where it reads a dataset.
     """
-    model = pretrain.make_model(stage.config.model, devices)
+    model = make_model(stage.config.model, devices)
     rng = jax.random.key(stage.seed)
     if stage.parent:
         given = load.load(str(stage_folder(root, stage.parent.id).path))
@@ -68,6 +69,37 @@ def _file_of(stage: plan.Stage, data: StageData | None) -> load.Weights:
     return load.with_channels(weights, wanted or had)
 
 
+def reopen_damaged(asked: plan.Plan, root: Path, display: Display) -> None:
+    """Lets stages be trained on that are done, and still needed, but whose end is damaged.
+
+    They go on from their last whole checkpoint.
+
+    Raises:
+      UserError: there is none: training it all again is for the user to decide.
+    """
+    needed = {
+        run.stage.id
+        for run in asked.runs
+        if run.arm == asked.config.export or _lacks_evaluations(run, asked, root)
+    }
+    for stage in reversed(asked.stages):  # children first
+        folder = stage_folder(root, stage.id)
+        fault = load.fault_of_stage(folder) if folder.is_done and stage.id in needed else None
+        whole = checkpoints.steps_in(folder.checkpoints) if fault or not folder.is_done else []
+        if fault:
+            if stage.trains and not whole:
+                raise load.lost(folder, fault)
+            folder.done.unlink()
+            display.line(f"{stage.id}: damaged at its end ({fault}): it goes on from where it can")
+        if not folder.is_done and not whole and stage.parent:
+            needed.add(stage.parent.id)
+
+
+def _lacks_evaluations(run: plan.Run, asked: plan.Plan, root: Path) -> bool:
+    files = plan.evaluation_files(run.stage, asked).values()
+    return not all(map(stage_folder(root, run.stage.id).has, files))
+
+
 def check(
     asked: plan.Plan, root: Path, library: Library, devices: Devices, display: Display
 ) -> None:
@@ -90,8 +122,7 @@ def check(
         if data is not None:
             _check_unchanged(stage, root)
     for run in asked.runs:
-        folder = stage_folder(root, run.stage.id)
-        if not all(map(folder.has, plan.evaluation_files(run.stage, asked).values())):
+        if _lacks_evaluations(run, asked, root):
             _check_target(asked.config, run.stage, library)
     for line in dict.fromkeys(line for stage in todo for line in _warnings(stage, library)):
         display.line(f"note: {line}")
@@ -225,11 +256,7 @@ def _check_parent(stage: plan.Stage, template: str, library: Library, devices: D
     if stage.parent is None:
         return
     wanted, given = (
-        flatten(
-            abstract_backbone(
-                pretrain.make_model(one.config.model, devices), _channels(one, library)
-            )
-        )
+        flatten(abstract_backbone(make_model(one.config.model, devices), _channels(one, library)))
         for one in (stage, stage.parent)
     )
     field, source = f"stages.{stage.name}", f"stage {stage.parent.name}"

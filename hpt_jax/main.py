@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 
 from hpt_jax.errors import Mistake, UserError, nearest
+from hpt_jax.signals import Interrupted, Stop
 
 HELP = """usage: python -m hpt_jax.main --config FILE --workdir DIR [--config.FIELD=VALUE ...]
 
@@ -21,25 +23,50 @@ nothing when all is done.
 NEEDED = {"--config": "FILE", "--workdir": "DIR"}
 
 
+# What is wrong with a disk or with permissions, and not with the program.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     if "--help" in arguments or "-h" in arguments:
         print(HELP)
         return 0
+    stop = Stop()
     try:
         flags, overrides = parse(arguments)
-        # Imported here, so that --help and a wrong flag are answered at once.
-        from hpt_jax import config, run
-
-        asked = config.load(flags["--config"])
-        run.run(asked, flags["--workdir"], overrides, config_path=flags["--config"])
+        with stop.listening():
+            run_command(flags, overrides, stop)
     except UserError as error:
         print(f"{error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 130
+    except Interrupted as error:
+        print(f"stopped by {error}; the same command continues", file=sys.stderr)
+        return 128 + error.number
     return 0
+
+
+def run_command(flags: dict[str, str], overrides: list[tuple[str, str]], stop: Stop) -> None:
+    """Runs what the flags ask for.
+
+    Raises:
+      UserError: also if the workdir's disk is full, or may not be written to.
+      Interrupted: as asked by a signal.
+    """
+    # Imported here, so that --help and a wrong flag are answered at once.
+    from hpt_jax import config, run
+
+    asked = config.load(flags["--config"])
+    workdir = flags["--workdir"]
+    try:
+        run.run(asked, workdir, overrides, config_path=flags["--config"], stop=stop)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        expected = f"a disk that can be written to, but: {error.strerror}{where}"
+        fix = "Mend that, and start the same command again: it continues."
+        raise UserError("--workdir", workdir, expected, fix) from error
 
 
 def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:

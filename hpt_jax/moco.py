@@ -2,7 +2,7 @@
 
 He et al., "Momentum Contrast" (2019) and Chen et al., "Improved Baselines" (2020). `train_step` is
 the program of one device, mapped over devices by `parallel.py`. Another self-supervised method is
-one more file with the same functions, and one line in `pretrain.METHODS`.
+one more file with the same functions, and one line in `training.METHODS`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ by `jax.shard_map` or by `jax.pmap`: the body is the same, and so are its result
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -139,12 +140,24 @@ class Devices:
         )
 
 
-def make_devices(count: int = 0, mapping: str = "shard_map") -> Devices:
+def make_devices(
+    count: int = 0, mapping: str = "shard_map", deterministic: bool = False
+) -> Devices:
     """The first `count` devices (0: all) as one axis, those of a host side by side.
+
+    Args:
+      count: how many.
+      mapping: 'shard_map' or 'pmap'.
+      deterministic: whether a GPU has to compute the same bits every time; it has an effect only
+        in a process that has not asked for its devices yet.
 
     Raises:
       UserError: if there are fewer.
     """
+    if deterministic:
+        # XLA then also leaves out autotuning, which may choose other kernels in another process.
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
     available = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if count > len(available):
         raise UserError(

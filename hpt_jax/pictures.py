@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -54,33 +55,69 @@ def sample_views(
     Args:
       stage: it trains.
       data: its images.
-      method: see `pretrain.METHODS`.
+      method: see `training.METHODS`.
       settings: of the method.
       rng: the key of its state.
 
     Returns:
       u8[images, 1 + 2 * PAIRS, size, size, channels], not normalised.
     """
-    config, store = stage.config, data.store
-    # On one device, however many hold the state.
-    rng = jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(rng))))
+    config = stage.config
     rows = data.rows[order.batch_indices(stage.seed, 0, config.batch_size, len(data.rows))]
     slots = np.arange(min(VIEWED, config.batch_size, len(data.rows)))
-    size = config.image_size
-    columns = [evaluation_views(store, rows[slots], config)]
-    for step in range(PAIRS):
-        planned = method.plan_batch(settings, stage.seed, step, rows, store.sizes[rows])
-        # Keys stand in other slots than their queries.
-        places = {"query": slots, "key": np.argsort(planned["key_slots"])[slots]}
-        crops = {
-            name: Crops(planned[name].rows[place], planned[name].boxes[place])
-            for name, place in places.items()
-        }
-        cut = loader.make_batch(store.read, crops, size)
-        for view, name in enumerate(places):
-            seen = _distort(method, settings)(rng, step, cut[name], slots, view)
-            columns.append(np.asarray(np.round(255 * seen.astype(np.float32)), np.uint8))
-    return np.stack(columns, axis=1)
+    pairs = [_pair(stage, data, method, settings, rng, step, rows, slots) for step in range(PAIRS)]
+    plain = evaluation_views(data.store, rows[slots], config)[:, None]
+    return np.concatenate([plain, *pairs], axis=1)
+
+
+def _pair(
+    stage: plan.Stage,
+    data: StageData,
+    method: ModuleType,
+    settings: Any,
+    rng: jax.Array,
+    step: int,
+    rows: np.ndarray,
+    slots: np.ndarray,
+) -> np.ndarray:
+    """The (query, key) that a step shows of some slots of a batch: u8[n, 2, size, size, c]."""
+    # On one device, however many hold the state.
+    rng = jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(rng))))
+    planned = method.plan_batch(settings, stage.seed, step, rows, data.store.sizes[rows])
+    # Keys stand in other slots than their queries.
+    places = {"query": slots, "key": np.argsort(planned["key_slots"])[slots]}
+    crops = {
+        name: Crops(planned[name].rows[place], planned[name].boxes[place])
+        for name, place in places.items()
+    }
+    cut = loader.make_batch(data.store.read, crops, stage.config.image_size)
+    views = []
+    for view, name in enumerate(places):
+        seen = _distort(method, settings)(rng, step, cut[name], slots, view)
+        views.append(np.asarray(np.round(255 * seen.astype(np.float32)), np.uint8))
+    return np.stack(views, axis=1)
+
+
+def write_contact_sheet(
+    path: Path,
+    stage: plan.Stage,
+    data: StageData,
+    method: ModuleType,
+    settings: Any,
+    rng: jax.Array,
+    step: int,
+) -> None:
+    """Saves the whole batch of a step, (query, key) by (query, key), slots from left to right.
+
+    The arguments are those of `sample_views`, and the step, from 0.
+    """
+    count = stage.config.batch_size
+    rows = data.rows[order.batch_indices(stage.seed, step, count, len(data.rows))]
+    pairs = _pair(stage, data, method, settings, rng, step, rows, np.arange(count))
+    across = math.ceil(math.sqrt(count / 2))
+    empty = np.zeros((-count % across, *pairs.shape[1:]), np.uint8)
+    cells = np.concatenate([pairs, empty])
+    _save(montage(cells.reshape(-1, 2 * across, *pairs.shape[2:])), path)
 
 
 def evaluation_views(store: Store, rows: np.ndarray, config: config_lib.Stage) -> np.ndarray:

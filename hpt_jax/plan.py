@@ -301,5 +301,6 @@ def _config_id(config: config_lib.Config) -> str:
     fields = dataclasses.asdict(config)
     for name in ("data_dir", "dry_run", "parallel", "log_every_steps", "export", "analysis"):
         del fields[name]
-    del fields["save_every_steps"], fields["save_every_minutes"]
+    for name in ("save_every_steps", "save_every_minutes", "keep_checkpoints", "keep_every_steps"):
+        del fields[name]
     return content_hash(fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,14 @@ from hpt_jax.evaluate import evaluations
 from hpt_jax.evaluate.subject import Subject
 from hpt_jax.library import Library
 from hpt_jax.lineage import lineage, words
+from hpt_jax.models.backbone import Backbone
 from hpt_jax.report import page, results, tables
 from hpt_jax.report.tables import ResultRow
+from hpt_jax.signals import Stop
 from hpt_jax.telemetry.display import Display
+from hpt_jax.training import make_model
 from hpt_jax.weights import export, load
-from hpt_jax.workdir import stage_folder, write_json
+from hpt_jax.workdir import LINEAGE, read_json, stage_folder, write_json
 
 
 def run(
@@ -36,6 +40,7 @@ def run(
     overrides: Sequence[tuple[str, str]] = (),
     display: Display | None = None,
     config_path: str = "",
+    stop: Stop | None = None,
 ) -> list[ResultRow]:
     """Does all that a config asks for and that is not done yet.
 
@@ -45,14 +50,16 @@ def run(
       overrides: (dotted field, text) pairs, as from `--config.a.b=text`.
       display: where lines and progress go; the terminal by default.
       config_path: the file that the config is from, for the report; '': none.
+      stop: whether a signal has asked to stop; by default none ever does.
 
     Returns:
       The rows of `results.csv`; none in a dry run.
 
     Raises:
       UserError: for a user's mistake; nothing that was done is lost.
+      signals.Interrupted: a signal has asked to stop, and all is saved.
     """
-    display = display or Display()
+    display, stop = display or Display(), stop or Stop()
     root = Path(folder).absolute()
     asked = make_plan(config, overrides, display.line)
     if asked.config.dry_run:
@@ -63,8 +70,10 @@ def run(
 
     workdir.check_root(folder)
     compiled.keep(root / "compilation_cache", display.line)
-    devices = parallel.make_devices(asked.config.parallel.devices, asked.config.parallel.map)
+    options = asked.config.parallel
+    devices = parallel.make_devices(options.devices, options.map, options.deterministic)
     library = Library(asked.config.data_dir, devices, display, root / "scans")
+    handover.reopen_damaged(asked, root, display)
     handover.check(asked, root, library, devices, display)
     # Beside the plan, not in it: how it was asked for changes no identity and no result.
     command = {"config": config_path, "workdir": str(folder), "overrides": list(overrides)}
@@ -81,7 +90,7 @@ def run(
             continue
         with workdir.locked(folder_of_stage, display.line):
             if not folder_of_stage.is_done:  # by another run, while this one waited
-                run_stage(stage, asked.config, root, library, devices, display)
+                run_stage(stage, asked.config, root, library, devices, display, stop)
     if asked.config.target:
         for one in asked.runs:
             evaluate(one.stage, asked, root, library, devices, display)
@@ -132,19 +141,31 @@ def run_stage(
     library: Library,
     devices: parallel.Devices,
     display: Display,
+    stop: Stop,
 ) -> None:
     """Starts from the parent's backbone, writes the lineage, trains to the end."""
     folder = stage_folder(root, stage.id)
     data = library.of_stage(stage)
-    initial, proof = handover.initial_backbone(stage, root, data, devices)
-    write_json(folder.lineage, lineage(stage, data, initial, proof))
     display.line(f"{stage.id}: {words(stage)}, seed {stage.seed}{_recipe(stage)}")
-    for line in proof.lines() if proof else ():
-        display.line(line)
+
+    @functools.cache
+    def begin() -> Backbone:
+        initial, proof = handover.initial_backbone(stage, root, data, devices)
+        write_json(folder.lineage, lineage(stage, data, initial, proof))
+        for line in proof.lines() if proof else ():
+            display.line(line)
+        return initial
+
+    if read_json(folder.lineage, LINEAGE) is None:
+        begin()  # a stage that goes on from a checkpoint needs it too, where it was damaged
     saving = pretrain.Saving(
-        config.log_every_steps, config.save_every_steps, config.save_every_minutes
+        config.log_every_steps,
+        config.save_every_steps,
+        config.save_every_minutes,
+        config.keep_checkpoints,
+        config.keep_every_steps,
     )
-    pretrain.run_stage(stage, folder, data, initial, devices, saving, display)
+    pretrain.run_stage(stage, folder, data, begin, devices, saving, display, stop)
 
 
 def _recipe(stage: plan.Stage) -> str:
@@ -179,7 +200,7 @@ def evaluate(
     low, high = (int(value) for value in backbone.pixel_window)
     data = library.target(config.target, stage, (low, high) if high else None)
     subject = Subject(
-        model=pretrain.make_model(stage.config.model, devices),
+        model=make_model(stage.config.model, devices),
         backbone=backbone,
         feed=data.feed,
         splits=data.splits,

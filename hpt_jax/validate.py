@@ -109,6 +109,8 @@ def _check_top(config: Config, alone: bool) -> list[Mistake]:
     need(analysis in ("", *ANALYSES), "analysis", analysis, "one of the analyses", known)
     need(config.log_every_steps >= 1, "log_every_steps", config.log_every_steps, "at least 1")
     need(config.save_every_steps >= 0, "save_every_steps", config.save_every_steps, "at least 0")
+    need(config.keep_checkpoints >= 1, "keep_checkpoints", config.keep_checkpoints, "at least 1")
+    need(config.keep_every_steps >= 0, "keep_every_steps", config.keep_every_steps, "at least 0")
     minutes = config.save_every_minutes
     need(minutes > 0, "save_every_minutes", minutes, "more than 0")
     maps = ("shard_map", "pmap")

@@ -70,7 +70,7 @@ _REMOVE = "Move or delete it: it is made again."
 
 # What is read of each small file, as shapes for `fits`. They hold more; but a workdir may come from
 # elsewhere, and what is read of it must be what it is taken for.
-DONE = {"steps": _count, "steps_timed": _count, "seconds": _seconds}
+DONE = {"steps": _count, "steps_timed": _count, "seconds": _seconds, "checkpoint?": _count}
 LINEAGE = {
     "id": _name,
     "kin": str,
@@ -117,7 +117,7 @@ NEIGHBOURS = {"queries": [{**_SEEN, "neighbours": [{**_SEEN, "right": bool}]}]}
 PLAN = {
     "study": _name,
     "config_id": str,
-    "config": {"evaluations": [_name], "analysis?": str, "domain?": str},
+    "config": {"evaluations": [_name], "analysis?": str, "domain?": str, "shared?": dict},
     "dataset": _text,
     "metric": _name,
     "runs": [

@@ -393,6 +393,8 @@ def test_a_number_is_asked_for(text):
         ("log_every_steps=0", "log_every_steps"),
         ("save_every_steps=-1", "save_every_steps"),
         ("save_every_minutes=0", "save_every_minutes"),
+        ("keep_checkpoints=0", "keep_checkpoints"),
+        ("keep_every_steps=-1", "keep_every_steps"),
         ("stages.base.trainable=batchnorm", "stages.base.trainable"),
         ("stages.base.splits=train,test", "stages.base.splits"),
         ("stages.base.splits=train,train", "stages.base.splits"),

@@ -1,6 +1,9 @@
 """Mistakes on the command line, in the config, in data and in weights: one message, exit code 2."""
 
+import errno
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -14,6 +17,7 @@ from hpt_jax import run
 from hpt_jax.main import main, parse
 from hpt_jax.models.backbone import abstract_backbone
 from hpt_jax.models.resnet import ResNet
+from hpt_jax.signals import SIGNALS
 from hpt_jax.weights.export import export_backbone
 
 CONFIG = """
@@ -349,14 +353,35 @@ def test_the_command_is_kept_beside_the_plan(tmp_path, monkeypatch):
     }
 
 
-def test_an_interrupt_ends_with_130(tmp_path, monkeypatch, capsys):
-    def stopped(*args, **kwargs):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_with_128_and_its_number(tmp_path, monkeypatch, capsys, number):
+    def stopped(*args, stop, **kwargs):
+        with stop.deferred() as defer:
+            defer()
+            os.kill(os.getpid(), number)
+            while not stop.asked:
+                pass
 
     monkeypatch.setattr(run, "run", stopped)
     (tmp_path / "c.py").write_text(CONFIG.format(lines="pass"))
-    assert main(["--config", str(tmp_path / "c.py"), "--workdir", str(tmp_path / "w")]) == 130
+    before = [signal.getsignal(one) for one in SIGNALS]
+    code = main(["--config", str(tmp_path / "c.py"), "--workdir", str(tmp_path / "w")])
+    assert code == 128 + number
     assert "the same command continues" in capsys.readouterr().err
+    assert [signal.getsignal(one) for one in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_cannot_be_written_to_is_no_bug(tmp_path, monkeypatch, capsys, number):
+    def failed(*args, **kwargs):
+        raise OSError(number, os.strerror(number), "w/results.csv")
+
+    monkeypatch.setattr(run, "run", failed)
+    (tmp_path / "c.py").write_text(CONFIG.format(lines="pass"))
+    assert main(["--config", str(tmp_path / "c.py"), "--workdir", str(tmp_path / "w")]) == 2
+    said = capsys.readouterr().err
+    assert os.strerror(number) in said
+    assert "results.csv" in said
 
 
 @pytest.mark.usefixtures("images")

@@ -13,7 +13,7 @@ import optax
 import pytest
 from scipy.special import logsumexp
 
-from hpt_jax import config, moco, pretrain
+from hpt_jax import config, moco, training
 from hpt_jax.augment import policies, views
 from hpt_jax.models import resnet
 from hpt_jax.models.backbone import abstract_backbone, init_backbone, jit_once
@@ -355,7 +355,7 @@ def test_three_steps_equal_their_parts_put_together_by_hand(monkeypatch):
 
 def rates(steps, **fields):
     optimizer = config.Optimizer(learning_rate=0.3, **fields)
-    return [pretrain.learning_rate(optimizer, step, steps) for step in range(steps)]
+    return [training.learning_rate(optimizer, step, steps) for step in range(steps)]
 
 
 def test_the_learning_rate_falls_along_the_papers_cosine():

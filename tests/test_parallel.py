@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -130,3 +133,12 @@ def test_more_devices_than_there_are_is_a_mistake():
     (mistake,) = caught.value.mistakes
     assert (mistake.field, mistake.value) == ("parallel.devices", 9)
     assert "8" in mistake.expected
+
+
+def test_xla_knows_the_flag_for_deterministic_kernels():
+    code = (
+        "import os; from hpt_jax.parallel import make_devices;"
+        "make_devices(1, deterministic=True).replicate(1.0);"
+        "assert '--xla_gpu_deterministic_ops=true' in os.environ['XLA_FLAGS']"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)  # XLA aborts at an unknown flag

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpt_jax import moco, parallel, pictures, plan, pretrain
+from hpt_jax import moco, parallel, pictures, plan, training
 from hpt_jax.augment import policies
 from hpt_jax.config import Input, MoCo, Model
 from hpt_jax.config import Stage as StageConfig
@@ -70,7 +70,7 @@ def stage_of(**fields: object) -> plan.Stage:
 def test_views_are_those_of_the_train_step(resident: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     stage, data = stage_of(), data_of(dataset(), resident)
     settings = moco.make_settings(
-        stage.config, pretrain.make_model(stage.config.model, data.feed.devices), 3
+        stage.config, training.make_model(stage.config.model, data.feed.devices), 3
     )
     rng = jax.random.key(99)
     shown = pictures.sample_views(stage, data, moco, settings, rng)
@@ -106,7 +106,7 @@ def pictures_backbone() -> moco.Backbone:
 def test_views_differ_from_each_other_and_not_from_run_to_run() -> None:
     stage, data = stage_of(), data_of(dataset())
     settings = moco.make_settings(
-        stage.config, pretrain.make_model(stage.config.model, data.feed.devices), 3
+        stage.config, training.make_model(stage.config.model, data.feed.devices), 3
     )
     first, again, other = (
         pictures.sample_views(stage, data, moco, settings, jax.random.key(seed))

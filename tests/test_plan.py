@@ -134,7 +134,19 @@ def test_no_top_level_field_changes_a_stage(name):
     assert [s.id for s in make_plan(changed).stages] == [s.id for s in make_plan(config).stages]
 
 
-@pytest.mark.parametrize("name", ["data_dir", "dry_run", "parallel", "log_every_steps", "export"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data_dir",
+        "dry_run",
+        "parallel",
+        "log_every_steps",
+        "save_every_steps",
+        "keep_checkpoints",
+        "keep_every_steps",
+        "export",
+    ],
+)
 def test_the_config_id_forgets_places_and_machines(name):
     config = one_stage(BASIC)
     old = getattr(config, name)

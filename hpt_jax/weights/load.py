@@ -121,20 +121,41 @@ def load(path: str, field: str = "init", prefix: str | None = None) -> Weights:
 
 
 def load_stage(folder: StageFolder) -> Backbone:
-    """The backbone, as numpy arrays, of the newest checkpoint of a stage.
+    """The backbone of a stage, as numpy arrays: its last, or its newest while it is not done.
 
     Raises:
-      UserError: if it has no whole checkpoint, though it may have finished.
+      UserError: that checkpoint is not whole.
     """
-    steps = checkpoints.steps_in(folder.checkpoints)
-    if not steps:
-        raise UserError(
-            "checkpoints",
-            str(folder.checkpoints),
-            "a checkpoint whose files are as its manifest says, but they are damaged or gone",
-            f"Restore them, or delete {folder.path} and run the stage again.",
-        )
-    return Backbone(**checkpoints.restore_subtree(folder.checkpoints, steps[-1], "backbone"))
+    step, fault = _last_step(folder), fault_of_stage(folder)
+    if step is None or fault:
+        raise lost(folder, fault or "")
+    return Backbone(**checkpoints.restore_subtree(folder.checkpoints, step, "backbone"))
+
+
+def fault_of_stage(folder: StageFolder) -> str | None:
+    """What keeps a stage's backbone from being loaded, in words; None if nothing does."""
+    step = _last_step(folder)
+    if step is None:
+        return "it has no whole checkpoint"
+    fault = checkpoints.fault_of(folder.checkpoints / str(step))
+    return fault and f"checkpoint {step}: {fault}"
+
+
+def _last_step(folder: StageFolder) -> int | None:
+    done = read_json(folder.done) if folder.is_done else {}
+    if "checkpoint" in done:
+        return int(done["checkpoint"])
+    return max(checkpoints.steps_in(folder.checkpoints), default=None)
+
+
+def lost(folder: StageFolder, fault: str) -> UserError:
+    """The error for a stage whose backbone cannot be loaded."""
+    return UserError(
+        "checkpoints",
+        str(folder.checkpoints),
+        f"the whole end of a stage, but {fault}",
+        f"Put its files back; or delete {folder.path}, and it is trained again.",
+    )
 
 
 def inspect(path: str) -> Mapping[str, Any] | None:

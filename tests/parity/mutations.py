@@ -76,7 +76,7 @@ MUTATIONS = (
     ),
     Mutation(
         "batch norm is global instead of in 4 groups",
-        "pretrain.py",
+        "training.py",
         (("layout=devices.group_layout(model.bn_groups)", "layout=devices.group_layout(1)"),),
         (_MOCO,),
     ),
@@ -196,7 +196,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the cosine reaches 0 one step early",
-        "pretrain.py",
+        "training.py",
         (("max(steps - warmup, 1)", "max(steps - warmup - 1, 1)"),),
         (_MOCO,),
     ),

@@ -13,7 +13,7 @@ import numpy as np
 import scenarios
 from scenarios import PIXEL_MEAN, PIXEL_STD, Scenario
 
-from hpt_jax import moco, pretrain
+from hpt_jax import moco, training
 from hpt_jax.models.backbone import Backbone, abstract_backbone
 from hpt_jax.models.resnet import ResNet
 from hpt_jax.parallel import make_devices
@@ -27,9 +27,9 @@ _INFO_NCE = moco.info_nce
 def trace(scenario: Scenario, dtype: str = "float64") -> dict[str, np.ndarray]:
     """Every step of a scenario, by 'step/name'; the names after it are the oracle's."""
     stage, devices = scenario.stage(dtype), make_devices(1)
-    method = pretrain.method_of(stage)
+    method = training.method_of(stage)
     with jax.enable_x64(dtype == "float64"), mock.patch.object(moco, "info_nce", _with_logits):
-        model = pretrain.make_model(stage.model, devices)
+        model = training.make_model(stage.model, devices)
         settings = method.make_settings(stage, model, 3)
         state = devices.replicate(_initial(method, settings, scenario))
         step = devices.map(
@@ -40,7 +40,7 @@ def trace(scenario: Scenario, dtype: str = "float64") -> dict[str, np.ndarray]:
         )
         made = {}
         for index, batch in enumerate(scenarios.batches(scenario)):
-            rate = np.asarray(pretrain.learning_rate(stage.optimizer, index, scenario.steps), dtype)
+            rate = np.asarray(training.learning_rate(stage.optimizer, index, scenario.steps), dtype)
             state, metrics = step(state, devices.shard(_batch(method, batch)), rate)
             if method is moco:
                 found = {"loss": metrics["loss"], "logits": metrics["logits"]}

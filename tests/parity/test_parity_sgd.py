@@ -11,7 +11,7 @@ import pytest
 import scenarios
 from compare import OUTPUTS, TEN_STEPS, assert_close
 
-from hpt_jax import moco, pretrain
+from hpt_jax import moco, training
 from hpt_jax.config import Finetune, LinearSGD, Optimizer, Stage
 from hpt_jax.evaluate import linear_sgd
 from hpt_jax.models.resnet import ResNet
@@ -39,7 +39,7 @@ def sgd(rate: float = 1.0) -> Any:
 @pytest.mark.parametrize("steps", [1, 50, 500, 5000])
 def test_the_rate_of_every_step_is_torchs_cosine(steps: int) -> None:
     optimizer = Optimizer()
-    found = [pretrain.learning_rate(optimizer, step, steps) for step in range(steps)]
+    found = [training.learning_rate(optimizer, step, steps) for step in range(steps)]
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd(optimizer.learning_rate), steps)
     np.testing.assert_allclose(found, rates(cosine, steps), atol=1e-12 * optimizer.learning_rate)
 
@@ -76,7 +76,7 @@ def test_pretraining_steps_are_torchs_sgd(decay: float) -> None:
         found, state = jnp.asarray(start), optimizer.init(jnp.asarray(start))
         for step, gradient in enumerate(gradients):
             update, state = optimizer.update(jnp.asarray(gradient), state, found)
-            rate = pretrain.learning_rate(stage.optimizer, step, len(gradients))
+            rate = training.learning_rate(stage.optimizer, step, len(gradients))
             found = found - rate * update
             param.grad = torch.from_numpy(gradient.copy())
             theirs.step()

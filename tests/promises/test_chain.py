@@ -11,7 +11,7 @@ import pytest
 from ml_collections import config_dict
 from support import folder_of, last_stage, saved, tiny_config
 
-from hpt_jax import handover, parallel, plan, pretrain, run
+from hpt_jax import handover, parallel, plan, run, training
 from hpt_jax.library import Library
 from hpt_jax.telemetry.display import Display
 from hpt_jax.weights import load
@@ -54,17 +54,17 @@ def tensors(folder: Path, config: config_dict.ConfigDict, arm: str) -> dict[str,
 
 def start_of(
     images: Path, workdir: Path, stage: plan.Stage
-) -> tuple[pretrain.Carry, dict[str, np.ndarray]]:
+) -> tuple[training.Carry, dict[str, np.ndarray]]:
     """What a stage starts to train from, and the backbone that its parent ended with."""
     devices = parallel.make_devices(1)
     data = Library(str(images), devices, Display()).of_stage(stage)
     assert data is not None
     assert stage.parent is not None
     initial, _ = handover.initial_backbone(stage, workdir, data, devices)
-    method = pretrain.method_of(stage.config)
-    model = pretrain.make_model(stage.config.model, devices)
+    method = training.method_of(stage.config)
+    model = training.make_model(stage.config.model, devices)
     settings = method.make_settings(stage.config, model, 3)
-    carry = pretrain._initial_carry(method, settings, jax.random.key(5), initial)
+    carry = training.initial_carry(method, settings, jax.random.key(5), initial)
     return carry, saved(stage_folder(workdir, stage.parent.id), "backbone")
 
 
@@ -72,7 +72,8 @@ def test_chain_hands_over_the_backbone_bit_for_bit_and_nothing_else(
     images: Path, workdir: Path
 ) -> None:
     for stage in last_stage(config_of(images), "B+S+T").chain[1:]:
-        (state, totals), parent = start_of(images, workdir, stage)
+        carry, parent = start_of(images, workdir, stage)
+        state, totals = carry.state, carry.totals
         given = {
             jax.tree_util.keystr(path): np.asarray(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(
@@ -145,7 +146,7 @@ def test_statistics_are_the_average_over_one_pass(images: Path, workdir: Path) -
     means = []
     batches = -(-len(data.rows) // 8)
     for step in range(batches):
-        rows = data.rows[pretrain.batch_indices(stage.seed, step, 8, len(data.rows))]
+        rows = data.rows[training.batch_indices(stage.seed, step, 8, len(data.rows))]
         x = views[rows].astype(np.float32)
         kernel = initial.params["conv1"]["kernel"]
         out = jax.lax.conv_general_dilated(
@@ -210,7 +211,7 @@ def test_same_command_twice_does_no_work_and_leaves_results_byte_equal(
         raise AssertionError("worked again")
 
     before, results = files(), (workdir / "results.csv").read_bytes()
-    monkeypatch.setattr(pretrain, "run_stage", refuse)
+    monkeypatch.setattr(run.pretrain, "run_stage", refuse)
     monkeypatch.setattr(run.evaluations, "evaluate", refuse)
     run.run(config_of(images), workdir)
     assert (workdir / "results.csv").read_bytes() == results

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hpt_jax import config as config_lib
-from hpt_jax import moco, parallel, pretrain
+from hpt_jax import moco, parallel, training
 from hpt_jax.augment.policies import Policy
 from hpt_jax.augment.views import distort, view_draws
 from hpt_jax.data import loader
@@ -54,7 +54,7 @@ def run_steps() -> Trace:
         augment=Policy(blur_probability=1.0),
     )
     devices = parallel.make_devices(2)
-    model = pretrain.make_model(stage.model, devices)
+    model = training.make_model(stage.model, devices)
     settings = moco.make_settings(stage, model, 3)
     pixels = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
     everything = Dataset("noise", ArrayImages("noise", pixels), {"train": np.arange(30)}, "0")
@@ -62,8 +62,8 @@ def run_steps() -> Trace:
     feed = Feed(store, devices, devices.replicate(store.pixels))
     half = np.full(3, 0.5, np.float32)
     backbone = init_backbone(model, jax.random.key(1), half, half)
-    carry = devices.replicate(pretrain._initial_carry(moco, settings, jax.random.key(2), backbone))
-    take_step = pretrain._compiled_step(moco, settings, devices)
+    carry = devices.replicate(training.initial_carry(moco, settings, jax.random.key(2), backbone))
+    take_step = training._compiled_step(moco, settings, devices)
 
     def plan_batch(step: int) -> loader.Plan:
         rows = np.random.default_rng(step).permutation(30)[:BATCH]
@@ -72,9 +72,9 @@ def run_steps() -> Trace:
     trace = Trace(settings, [], [], [], [])
     for batch in feed.batches(plan_batch, range(STEPS), 16, np.float64):
         trace.batches.append(devices.gather(batch))
-        trace.before.append(as_numpy(carry[0]))
+        trace.before.append(as_numpy(carry.state))
         carry, metrics = take_step(carry, batch, np.asarray(LEARNING_RATE))
-        trace.after.append(as_numpy(carry[0]))
+        trace.after.append(as_numpy(carry.state))
         trace.metrics.append({name: float(value) for name, value in metrics.items()})
     return trace
 
