@@ -71,7 +71,9 @@ def run_stage(
         ) as saver,
     ):
         if stage.config.trainable == "nothing":
-            saver.save(0, {"backbone": begin()})
+            given = {"backbone": begin()}
+            if saver.restore_newest(given, display.line) is None:
+                saver.save(0, given)
         else:
             assert data is not None
             training = Training(stage, data, devices)
