@@ -533,6 +533,24 @@ def test_an_unfinished_stage_with_damaged_files_goes_on(
     assert results_of(elsewhere) == before
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_stage_that_is_its_weights_is_finished_again(
+    made: tuple[Path, str], elsewhere: Path, damaged: bool
+) -> None:
+    """A kill before done.json leaves a whole checkpoint; a disk may damage it later."""
+    before = results_of(elsewhere)
+    stage = next((elsewhere / "stages").glob("base-*"))
+    (stage / "done.json").unlink()
+    next(stage.glob("evaluations/*.json")).unlink()
+    if damaged:
+        path = max((stage / "checkpoints" / "0").rglob("d/*"), key=lambda one: one.stat().st_size)
+        damage(path, "cut")
+    code, told = again(made, elsewhere)
+    assert code == 0, told
+    assert ("damaged" in told.split("checkpoints/0: ")[-1][:10]) == damaged
+    assert results_of(elsewhere) == before
+
+
 # A static look at the code
 
 LOADERS = ("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads",
