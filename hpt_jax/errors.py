@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 _MOST_LISTED = 40
+_LONGEST = 300  # letters of one value or one word that a message shows
+
+
+def shown(text: str) -> str:
+    """Text of others, such as a file's name, on one line of a terminal.
+
+    What would break the line, move the cursor or cannot be encoded is escaped as Python does it.
+    """
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def _shortened(text: str) -> str:
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]}...{text[-half:]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +34,11 @@ class Mistake:
     fix: str
 
     def __str__(self) -> str:
-        value = "" if self.value is None else f" = {self.value!r}"
-        return f"{self.field}{value}: expected {self.expected}. {self.fix}"
+        value = "" if self.value is None else f" = {_shortened(shown(repr(self.value)))}"
+        # A history of steps is told on lines of its own.
+        fix = "\n".join(shown(line) for line in self.fix.split("\n"))
+        text = f"{shown(self.field)}{value}: expected {shown(self.expected)}. {fix}"
+        return re.sub(rf"\S{{{_LONGEST},}}", lambda word: _shortened(word[0]), text)
 
 
 class UserError(Exception):
