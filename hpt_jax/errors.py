@@ -14,9 +14,15 @@ _LONGEST = 300  # letters of one value or one word that a message shows
 def shown(text: str) -> str:
     """Text of others, such as a file's name, on one line of a terminal.
 
-    What would break the line, move the cursor or cannot be encoded is escaped as Python does it.
+    What would break the line, move the cursor or cannot be encoded is escaped as Python does it,
+    bytes of a name that is no UTF-8 as bytes.
     """
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    return "".join(one if one.isprintable() else _escaped(one) for one in text)
+
+
+def _escaped(letter: str) -> str:
+    byte = ord(letter) - 0xDC00  # where Python puts a byte that is no UTF-8
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else repr(letter)[1:-1]
 
 
 def _shortened(text: str) -> str:

@@ -109,6 +109,10 @@ class Library:
             if not len(rows):
                 raise UserError("target", name, f"at least one {split} image", "Add images.")
             _check_labels(name, split, data.labels[rows])
+        train = data.labels[data.splits["train"]]
+        if not data.dataset.multi_label and len(np.unique(train)) < 2:
+            expected = "training images of at least two classes, to be told apart"
+            raise UserError("target", name, expected, "Add some of another class.")
         return data
 
     def _data(

@@ -86,11 +86,13 @@ def check(config: Config, alone: bool) -> list[Mistake]:
 def _check_top(config: Config, alone: bool) -> list[Mistake]:
     checks = _Checks("", alone)
     need = checks.need
-    rule = "letters, digits and any of _ . @ + - %, not starting with a dot"
+    rule = "letters, digits and any of _ . @ + - %, not starting with a dot, at most 100 bytes"
     safe = re.compile(r"[\w@+%-][\w.@+%-]*")
     for field, names in (("name", [config.name]), ("stages", config.stages), ("arms", config.arms)):
         for name in names:
-            need(bool(safe.fullmatch(name)), field, name, rule, "Choose another name.")
+            # They become names of files, to which more is added.
+            good = bool(safe.fullmatch(name)) and len(name.encode()) <= 100
+            need(good, field, name, rule, "Choose another name.")
     _check_seeds(config.seeds, "seeds", need)
     _check_arms(config, checks.need_together)
     for name in config.evaluations:
@@ -308,6 +310,7 @@ def _check_stage(stage: Stage, at: str, alone: bool) -> list[Mistake]:
     else:
         example = "For example 'folder:PATH'."
         checks.need_together(bool(stage.dataset), "dataset", "", "a dataset", example)
+    need("\0" not in stage.init, "init", stage.init, "'random' or a path")
     need(bool(stage.splits), "splits", stage.splits, "at least one split")
     need(len(set(stage.splits)) == len(stage.splits), "splits", stage.splits, "distinct splits")
     for split in stage.splits:

@@ -20,6 +20,10 @@ from typing import Any
 
 from hpt_jax.errors import UserError
 
+# Bytes, of systems' 4096 and 255: names below it are long too, and pathlib makes each folder within
+# the call that makes the one below.
+_LONGEST, _LONGEST_NAME = 1800, 255
+
 
 @dataclasses.dataclass(frozen=True)
 class StageFolder:
@@ -67,9 +71,13 @@ def check_root(folder: str | Path) -> None:
     """Checks that a workdir can be written, or be made; makes nothing.
 
     Raises:
-      UserError: if it is a file, is below one, or may not be written to.
+      UserError: if it is a file, is below one, may not be written to, or is no path.
     """
     here = Path(folder).absolute()
+    path = os.fspath(here).encode("utf-8", "surrogatepass")
+    if len(path) > _LONGEST or max(map(len, path.split(b"/"))) > _LONGEST_NAME or b"\0" in path:
+        expected = f"a path of at most {_LONGEST} bytes, {_LONGEST_NAME} a name, without zero bytes"
+        raise UserError("--workdir", str(folder), expected, "Choose another path.")
     while not os.path.lexists(here):
         here = here.parent
     if not here.is_dir():

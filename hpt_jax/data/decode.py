@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 import struct
 import warnings
 
@@ -76,10 +77,9 @@ def decode(file: str | bytes, name: str = "", short_side: int = 0) -> np.ndarray
 
 def _content(path: str) -> bytes:
     with open(path, "rb") as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise ValueError(f"larger than {_MOST_BYTES >> 30} GiB")
-    return content
+        if os.fstat(file.fileno()).st_size > _MOST_BYTES:
+            raise ValueError(f"larger than {_MOST_BYTES >> 30} GiB")
+        return file.read()
 
 
 def _check_size(pixels: int) -> None:

@@ -124,7 +124,8 @@ def write(root: Path, rows: Sequence[ResultRow], first: str = "") -> Path:
     )
     path = root / "report" / "index.html"
     with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files need not be UTF-8.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 

@@ -88,7 +88,7 @@ def read_results(path: str | os.PathLike[str]) -> list[ResultRow]:
     Raises:
       UserError: the columns are not exactly `COLUMNS`, or a line does not fit them.
     """
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.reader(file)
         header = next(reader, [])
         if tuple(header) != COLUMNS:
@@ -121,7 +121,7 @@ def write_results(path: str | os.PathLike[str], rows: Iterable[ResultRow]) -> No
         seen.add(question)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
+        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             for row in rows:

@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from hpt_jax.errors import shown
+
 # Where there is no terminal a line goes out this often, so that a log file stays readable.
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -36,9 +38,8 @@ class Display:
         self.console = console or Console(highlight=False)
 
     def line(self, text: str) -> None:
-        """One line; bytes of a file's name that are no UTF-8 are shown escaped."""
-        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        self.console.print(shown, markup=False, soft_wrap=True)
+        """One line; what a file's name may hold that is none is shown escaped."""
+        self.console.print(shown(text), markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def progress(
@@ -57,7 +58,7 @@ class Display:
             TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=self.console, transient=True) as bars:
-            task = bars.add_task(name, total=total, completed=start, note="")
+            task = bars.add_task(shown(name), total=total, completed=start, note="")
             yield lambda done, note: bars.update(task, completed=done, note=note)
 
     def _lines(self, name: str, total: int, start: int) -> Callable[[int, str], None]:
