@@ -226,7 +226,7 @@ TEMPLATE_FIELDS: dict[str, Any] = {"stages": None, "adapt": AdaptFields, "study"
 
 def labels_of(evaluation: str) -> int | None:
     """How many labels an evaluation is named after: 1000 of 'finetune_1000', None of 'linear'."""
-    named = re.fullmatch(r"(?:linear|finetune)_([1-9][0-9]*)", evaluation)
+    named = re.fullmatch(r"(?:linear|finetune)_([1-9][0-9]{0,8})", evaluation)
     return int(named[1]) if named else None
 
 

@@ -273,9 +273,9 @@ def nested(root: Path) -> None:
         os.mkdir(place)
 
 
-def flag(text: str) -> Make:
-    """Good images and one flag."""
-    return among(lambda folder: None, text)
+def flag(*texts: str) -> Make:
+    """Good images and flags."""
+    return among(lambda folder: None, *texts)
 
 
 def fifo(name: str) -> Make:
@@ -475,7 +475,8 @@ CASES = [
     Case("a batch of 10**9", flag("--config.batch_size=1000000000"), 2, "batch_size"),
     Case("a queue of 10**12", flag("--config.moco.queue_size=1000000000000"), 2, "moco.queue_size"),
     Case("a width of 10**6", flag("--config.model.width=1000000"), 2, "model.width"),
-    Case("a batch, a queue and a width that no memory holds", flag("--config.moco.queue_size=2000000000"), 2, "moco.queue_size"),
+    Case("a queue that no memory holds", flag("--config.moco.queue_size=2000000000"), 2, "moco.queue_size"),
+    Case("a batch of 10**6 images of 16384 px", flag("--config.batch_size=1000000", "--config.moco.queue_size=1000000", "--config.image_size=16384"), 2, "batch_size"),
     Case("a learning rate of 10**400", flag(f"--config.optimizer.learning_rate=1{'0' * 400}"), 2, "optimizer.learning_rate"),
     Case("a learning rate that is not a number", flag("--config.optimizer.learning_rate=nan"), 2, "optimizer.learning_rate"),
     Case("a value of 10000 brackets", flag(f"--config.batch_size={'(' * 10000}"), 2, "batch_size"),
