@@ -270,8 +270,9 @@ def load(path: str) -> config_dict.ConfigDict:
       UserError: if there is no such file, or whatever it raises: with its file and line.
     """
     if not os.path.isfile(path):  # False too for what cannot be a path
-        folder = os.path.dirname(path) or "."
-        there = glob.glob(os.path.join(glob.escape(folder), "*.py")) if os.path.isdir(folder) else ()
+        folder = os.path.dirname(path)
+        beside = os.path.join(glob.escape(folder), "*.py")
+        there = glob.glob(beside) if os.path.isdir(folder or ".") else ()
         fix = f"(not found) {nearest(path, there) if there else 'Check the path.'}"
         raise UserError("--config", path, "a config file", fix)
     try:

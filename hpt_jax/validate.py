@@ -25,7 +25,6 @@ from hpt_jax.config import (
 from hpt_jax.errors import Mistake, nearest
 from hpt_jax.models.resnet import ARCHITECTURES, STEMS
 
-
 # Beyond these, counters of 32 bits and shapes overflow; whether there is memory for what they allow
 # is seen once the devices are known.
 _MOST_STEPS = _MOST_KEYS = 2**31 - 1

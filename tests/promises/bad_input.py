@@ -50,12 +50,14 @@ class Case:
       make: writes it below a folder, where a good config `c.py` is already; returns flags.
       exit: of the command.
       says: what the message, or what is printed, must hold: the field or the file, and why.
+      whole: whether what comes after reading is of interest too.
     """
 
     name: str
     make: Make
     exit: int
     says: str
+    whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,9 @@ class Terminal(io.TextIOWrapper):
 # Good images, which a bad one stands among
 
 
-def pixels(seed: int, height: int = _SIDE, width: int = _SIDE, dtype: type = np.uint8) -> np.ndarray:
+def pixels(
+    seed: int, height: int = _SIDE, width: int = _SIDE, dtype: type = np.uint8
+) -> np.ndarray:
     """Noise [height, width, 3]."""
     most = np.iinfo(dtype).max
     return np.random.default_rng(seed).integers(0, most, (height, width, 3), dtype, endpoint=True)
@@ -205,13 +209,14 @@ def deep(folder: Path) -> None:
         path.write_bytes(imagecodecs.png_encode(pixels(len(path.name), dtype=np.uint16)))
 
 
-def only(*files: tuple[str, bytes]) -> Make:
+def only(*files: tuple[str, bytes], flags: Sequence[str] = ()) -> Make:
     """A folder of these files alone."""
 
-    def make(root: Path) -> None:
+    def make(root: Path) -> Sequence[str]:
         (root / "images").mkdir()
         for name, data in files:
             (root / "images" / name).write_bytes(data)
+        return flags
 
     return make
 
@@ -320,13 +325,60 @@ def no_permission(name: str) -> Make:
     return among(write)
 
 
-def two_of_one_class(root: Path) -> Sequence[str]:
+def pipe(flag: str) -> Make:
+    """A pipe that a flag names."""
+
+    def make(root: Path) -> Sequence[str]:
+        good(root)
+        os.mkfifo(root / "p")
+        return [f"{flag}={root}/p"]
+
+    return make
+
+
+def workdir(name: str) -> Make:
+    """Good images and this workdir."""
+    return lambda root: good(root) and [f"--workdir={root}/{name}"]
+
+
+def mixed(folder: Path) -> None:
+    """Twenty images of other sizes and aspects."""
+    for index in range(20):
+        Image.new("RGB", (8 + index, 40 - index)).save(folder / f"mixed{index}.png")
+
+
+def unreadable_test(root: Path) -> Sequence[str]:
+    """A test split of nothing that can be read."""
+    for split in ("train", "val"):
+        labelled(root, split=split)
+    (root / "images/test/ant").mkdir(parents=True)
+    (root / "images/test/ant/a.png").write_bytes(b"")
+    return [*TARGET, "--config.input.max_unreadable=0.5"]
+
+
+def other_class(root: Path) -> Sequence[str]:
+    """A class in val that train does not have."""
+    labelled(root, split="train")
+    labelled(root, ("cat",), "val")
+    return TARGET
+
+
+def one_each(root: Path) -> Sequence[str]:
+    """Two classes of an image each."""
+    for name in "ab":
+        good(root, f"images/{name}", 1)
+    return TARGET
+
+
+def only_one_class(root: Path) -> Sequence[str]:
+    """Every split, and one class."""
     for split in ("train", "val", "test"):
         labelled(root, ("ant",), split)
     return TARGET
 
 
 LONG = "x" * 5000
+NOT_UTF8 = os.fsdecode(b"s\xff")
 DEEP_TIFF = io.BytesIO()
 tifffile.imwrite(DEEP_TIFF, pixels(3, dtype=np.uint16), photometric="rgb")
 PNG, JPEG = encoded("PNG"), encoded("JPEG")
@@ -336,8 +388,18 @@ RAISES = "import hpt_jax\n{}\ndef get_config():\n    {}\n"
 
 CASES = [
     # Files that are damaged, or no images
-    Case("a corrupt JPEG (bytes flipped in its header)", content("bad.jpg", JPEG[:2] + bytes(200) + JPEG[202:]), 0, "bad.jpg"),
-    Case("a corrupt PNG (a checksum that is wrong)", content("bad.png", PNG[:60] + b"XXXX" + PNG[64:]), 0, "bad.png"),
+    Case(
+        "a corrupt JPEG (bytes flipped in its header)",
+        content("bad.jpg", JPEG[:2] + bytes(200) + JPEG[202:]),
+        0,
+        "bad.jpg",
+    ),
+    Case(
+        "a corrupt PNG (a checksum that is wrong)",
+        content("bad.png", PNG[:60] + b"XXXX" + PNG[64:]),
+        0,
+        "bad.png",
+    ),
     truncated("jpg", JPEG),
     truncated("png", PNG),
     truncated("webp", encoded("WEBP")),
@@ -345,19 +407,61 @@ CASES = [
     truncated("gif", encoded("GIF")),
     truncated("bmp", encoded("BMP")),
     truncated("ppm", encoded("PPM")),
-    Case("a 16-bit PNG cut short", content("cut16.png", imagecodecs.png_encode(pixels(5, dtype=np.uint16))[:400]), 0, "cut16.png"),
+    Case(
+        "a 16-bit PNG cut short",
+        content("cut16.png", imagecodecs.png_encode(pixels(5, dtype=np.uint16))[:400]),
+        0,
+        "cut16.png",
+    ),
     Case("a file of zero bytes", content("empty.png", b""), 0, "empty.png"),
-    Case("a .png that is a web page", content("page.png", b"<!DOCTYPE html><html>404</html>"), 0, "page.png"),
-    Case("a .jpg that is PostScript", content("ps.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"), 0, "ps.jpg"),
-    Case("more unreadable images than input.max_unreadable", among(lambda f: [(f / f"{i}.jpg").write_bytes(b"") for i in range(5)]), 2, "0.jpg: not an image file"),
-    Case("a set of unreadable images alone", only(("a.png", b"x"), ("b.jpg", b"")), 2, "2 of 2 cannot be read"),
-    Case("the same with input.max_unreadable = 0.99", lambda root: (only(("a.png", b"x"))(root), ["--config.input.max_unreadable=0.99"])[1], 2, "1 of 1 cannot be read"),
+    Case(
+        "a .png that is a web page",
+        content("page.png", b"<!DOCTYPE html><html>404</html>"),
+        0,
+        "page.png",
+    ),
+    Case(
+        "a .jpg that is PostScript",
+        content("ps.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"),
+        0,
+        "ps.jpg",
+    ),
+    Case(
+        "more unreadable images than input.max_unreadable",
+        among(lambda f: [(f / f"{i}.jpg").write_bytes(b"") for i in range(5)]),
+        2,
+        "0.jpg: not an image file",
+    ),
+    Case(
+        "a set of unreadable images alone",
+        only(("a.png", b"x"), ("b.jpg", b"")),
+        2,
+        "2 of 2 cannot be read",
+    ),
+    Case(
+        "the same with input.max_unreadable = 0.99",
+        only(("a.png", b"x"), flags=["--config.input.max_unreadable=0.99"]),
+        2,
+        "1 of 1 cannot be read",
+    ),
     Case("a folder without images", only(("notes.txt", b"x")), 2, "has none"),
     Case("no folder", lambda root: None, 2, "not found"),
     # Too large
-    Case("a decompression bomb: a PNG of 1 MB, 30000x30000", content("bomb.png", png_header(30000, 30000)), 0, "bomb.png"),
-    Case("the same of 16 bits", content("bomb16.png", png_header(30000, 30000, 16)), 0, "bomb16.png"),
-    Case("a PNG of 100 million pixels, which Pillow would warn of", content("large.png", png_header(100_000_000, 1, 1)), 0, "large.png"),
+    Case(
+        "a decompression bomb: a PNG of 1 MB, 30000x30000",
+        content("bomb.png", png_header(30000, 30000)),
+        0,
+        "bomb.png",
+    ),
+    Case(
+        "the same of 16 bits", content("bomb16.png", png_header(30000, 30000, 16)), 0, "bomb16.png"
+    ),
+    Case(
+        "a PNG of 100 million pixels, which Pillow would warn of",
+        content("large.png", png_header(100_000_000, 1, 1)),
+        0,
+        "large.png",
+    ),
     Case("a file of 5 GiB", among(lambda f: sparse(f / "huge.png", 5 << 30)), 0, "huge.png"),
     # Kinds of images
     Case("a CMYK JPEG", image("cmyk.jpg", mode="CMYK"), 0, "25 train"),
@@ -365,7 +469,7 @@ CASES = [
     Case("a PNG with alpha", image("alpha.png", mode="RGBA"), 0, "25 train"),
     Case("a grey PNG with alpha", image("alpha.png", mode="LA"), 0, "25 train"),
     Case("a black-and-white TIFF", image("bilevel.tif", mode="1"), 0, "25 train"),
-    Case("a JPEG turned by EXIF", image("turned.jpg", exif=EXIF), 0, "25 train"),
+    Case("a JPEG turned by EXIF", image("turned.jpg", exif=EXIF), 0, "25 train", True),
     Case("an animated GIF", content("moving.gif", animated("GIF")), 0, "25 train"),
     Case("an animated WebP", content("moving.webp", animated("WEBP")), 0, "25 train"),
     Case("an animated PNG", content("moving.png", animated("PNG")), 0, "25 train"),
@@ -373,31 +477,68 @@ CASES = [
     Case("a suffix in capitals", content("LOUD.JPG", JPEG), 0, "25 train"),
     Case("16-bit PNGs", among(deep), 0, "16 bit"),
     Case("the same, read as needed", among(deep, HOST), 0, "16 bit"),
-    Case("a 16-bit image among 8-bit ones", content("deep.tif", DEEP_TIFF.getvalue()), 2, "deep.tif"),
-    Case("a TIFF of floating-point numbers", among(lambda f: tifffile.imwrite(f / "float.tif", np.ones((9, 9), np.float32))), 0, "float.tif"),
-    Case("grey and colour mixed", among(lambda f: Image.new("L", (16, 16)).save(f / "grey.png")), 2, "grey.png"),
+    Case(
+        "a 16-bit image among 8-bit ones", content("deep.tif", DEEP_TIFF.getvalue()), 2, "deep.tif"
+    ),
+    Case(
+        "a TIFF of floating-point numbers",
+        among(lambda f: tifffile.imwrite(f / "float.tif", np.ones((9, 9), np.float32))),
+        0,
+        "float.tif",
+    ),
+    Case(
+        "grey and colour mixed",
+        among(lambda f: Image.new("L", (16, 16)).save(f / "grey.png")),
+        2,
+        "grey.png",
+    ),
     Case("the same with input.channels = 3", image("grey.png", mode="L"), 0, "25 train"),
-    Case("images of mixed sizes", among(lambda f: [Image.new("RGB", (8 + i, 40 - i)).save(f / f"m{i}.png") for i in range(20)]), 0, "44 train"),
-    Case("the same, read as needed", among(lambda f: [Image.new("RGB", (8 + i, 40 - i)).save(f / f"m{i}.png") for i in range(20)], HOST), 0, "44 train"),
+    Case("images of mixed sizes", among(mixed), 0, "44 train"),
+    Case("the same, read as needed", among(mixed, HOST), 0, "44 train"),
     # Shapes
-    Case("an image of 1x1 pixel", among(sized(1, 1)), 0, "25 train"),
+    Case("an image of 1x1 pixel", among(sized(1, 1)), 0, "25 train", True),
     Case("the same, read as needed", among(sized(1, 1), HOST), 0, "25 train"),
-    Case("an image of 1x5000 pixels", among(sized(1, 5000)), 0, "25 train"),
+    Case("an image of 1x5000 pixels", among(sized(1, 5000)), 0, "25 train", True),
     Case("the same, read as needed", among(sized(1, 5000), HOST), 0, "25 train"),
-    Case("an image of 5000x1 pixels", among(sized(5000, 1)), 0, "25 train"),
+    Case("an image of 5000x1 pixels", among(sized(5000, 1)), 0, "25 train", True),
     Case("the same, read as needed", among(sized(5000, 1), HOST), 0, "25 train"),
     # Sets
-    Case("one image", lambda root: good(root, count=1) and None, 0, "1 train"),
+    Case("one image", lambda root: good(root, count=1) and None, 0, "1 train", True),
     Case("the same, read as needed", lambda root: good(root, count=1) and [HOST], 0, "1 train"),
-    Case("the same as a target", lambda root: good(root, count=1) and TARGET, 2, "target = 'folder:images'"),
-    Case("two classes of one image each as a target", lambda root: [good(root, f"images/{c}", 1) for c in "ab"] and TARGET, 2, "target = 'folder:images'"),
-    Case("one class folder", lambda root: good(root, "images/ant") and None, 0, "24 train, unlabelled"),
-    Case("the same as a target", lambda root: good(root, "images/ant") and TARGET, 2, "target = 'folder:images'"),
-    Case("one class in train, val and test as a target", two_of_one_class, 2, "target = 'folder:images'"),
+    Case(
+        "the same as a target",
+        lambda root: good(root, count=1) and TARGET,
+        2,
+        "target = 'folder:images'",
+    ),
+    Case("two classes of one image each as a target", one_each, 2, "target = 'folder:images'"),
+    Case(
+        "one class folder",
+        lambda root: good(root, "images/ant") and None,
+        0,
+        "24 train, unlabelled",
+    ),
+    Case(
+        "the same as a target",
+        lambda root: good(root, "images/ant") and TARGET,
+        2,
+        "target = 'folder:images'",
+    ),
+    Case(
+        "one class in train, val and test as a target",
+        only_one_class,
+        2,
+        "target = 'folder:images'",
+    ),
     Case("fewer images than a batch", lambda root: good(root, count=3) and None, 0, "3 train"),
-    Case("a test split of unreadable images", lambda root: [labelled(root, split=s) for s in ("train", "val")] and [(root / "images/test/ant").mkdir(parents=True), (root / "images/test/ant/a.png").write_bytes(b"")] and TARGET, 2, "target = 'folder:images'"),
-    Case("a val split of a class that train has not", lambda root: labelled(root, split="train") and labelled(root, ("cat",), "val") and TARGET, 2, "val/cat"),
-    Case("input.subset of more images than there are", flag("--config.stages.target.subset=25"), 2, "subset"),
+    Case("a test split of unreadable images", unreadable_test, 2, "target = 'folder:images'"),
+    Case("a val split of a class that train has not", other_class, 2, "val/cat"),
+    Case(
+        "input.subset of more images than there are",
+        flag("--config.stages.target.subset=25"),
+        2,
+        "subset",
+    ),
     # Entries that are no files
     Case("a folder called x.jpg", among(lambda f: (f / "x.jpg").mkdir()), 0, "24 train"),
     Case("a pipe called x.png", fifo("x.png"), 0, "24 train"),
@@ -409,22 +550,44 @@ CASES = [
     Case("a link to nothing, called x.png", linked("x.png", "gone.png"), 0, "x.png"),
     Case("a link to nothing, called x", linked("x", "gone"), 0, "24 train"),
     Case("a link to itself", linked("x.png", "x.png"), 0, "x.png"),
-    Case("two links to each other", among(lambda f: [(f / "x").symlink_to("y"), (f / "y").symlink_to("x")]), 0, "24 train"),
+    Case(
+        "two links to each other",
+        among(lambda f: [(f / "x").symlink_to("y"), (f / "y").symlink_to("x")]),
+        0,
+        "24 train",
+    ),
     Case("a link to its own folder", linked("x", "."), 0, "24 train"),
     Case("a link to the folder above", linked("x", ".."), 0, "24 train"),
     Case("a link to the root of the file system", linked("x", "/"), 0, "24 train"),
     Case("folders that all link each other", among(circles), 2, "ways lead to"),
     # Names
     Case("a class called Ä字🐜", named("Ä字🐜"), 0, "2 classes"),
-    Case("a class whose name is not UTF-8", named(b"b\xff\xfe"), 0, "2 classes"),
+    Case("a class whose name is not UTF-8", named(b"b\xff\xfe"), 0, "2 classes", True),
     Case("a class with quotes and HTML in its name", named("<b>\"'&{{x}}"), 0, "2 classes"),
     Case("a class with a line break in its name", named("b\nc"), 0, "2 classes"),
-    Case("an unreadable file with terminal codes in its name", content("a\x1b[2J\r\nb.png", b""), 0, r"a\x1b[2J\r\nb.png"),
+    Case(
+        "an unreadable file with terminal codes in its name",
+        content("a\x1b[2J\r\nb.png", b""),
+        0,
+        r"a\x1b[2J\r\nb.png",
+        True,
+    ),
     Case("the same, too many", only(("a\x1b[2J\nb.png", b"")), 2, r"a\x1b[2J\nb.png"),
-    Case("an unreadable file whose name is not UTF-8", among(lambda f: Path(os.fsdecode(os.fsencode(f) + b"/\xff.png")).write_bytes(b"")), 0, r"\xff.png"),
-    Case("a folder whose name is not UTF-8", lambda root: good(root, os.fsdecode(b"s\xff")) and [f"{DATASET}=folder:{os.fsdecode(bytes([115, 255]))}"], 0, "24 train"),
+    Case(
+        "an unreadable file whose name is not UTF-8",
+        among(lambda f: Path(os.fsdecode(os.fsencode(f) + b"/\xff.png")).write_bytes(b"")),
+        0,
+        r"\xff.png",
+    ),
+    Case(
+        "a folder whose name is not UTF-8",
+        lambda root: good(root, NOT_UTF8) and [f"{DATASET}=folder:{NOT_UTF8}"],
+        0,
+        "24 train",
+        True,
+    ),
     Case("a file name of 255 bytes", content("x" * 251 + ".png", PNG), 0, "25 train"),
-    Case("paths near the longest that there are", long_path, 0, "24 train"),
+    Case("paths near the longest that there are", long_path, 0, "24 train", True),
     Case("a folder whose path is longer", beyond_path_max, 2, "File name too long"),
     Case("1500 folders in each other", nested, 0, "24 train"),
     Case("folder: of a path of 5000 letters", flag(f"{DATASET}=folder:{LONG}"), 2, "dataset"),
@@ -433,54 +596,154 @@ CASES = [
     Case("folder: of a file", flag(f"{DATASET}=folder:images/000.png"), 2, "000.png"),
     Case("data_dir of 5000 letters", flag(f"--config.data_dir=/{LONG}"), 2, "set data_dir"),
     Case("data_dir with a zero byte", flag("--config.data_dir=a\0b"), 2, "a\\x00b"),
-    Case("init of 5000 letters", flag(f"--config.stages.target.init={LONG}"), 2, "stages.target.init"),
-    Case("init with a zero byte", flag("--config.stages.target.init=a\0b"), 2, "stages.target.init"),
-    Case("init that is a pipe", lambda root: [good(root), os.mkfifo(root / "p")] and [f"--config.stages.target.init={root}/p"], 2, "stages.target.init"),
+    Case(
+        "init of 5000 letters", flag(f"--config.stages.target.init={LONG}"), 2, "stages.target.init"
+    ),
+    Case(
+        "init with a zero byte", flag("--config.stages.target.init=a\0b"), 2, "stages.target.init"
+    ),
+    Case("init that is a pipe", pipe("--config.stages.target.init"), 2, "stages.target.init"),
     Case("--config of 5000 letters", flag(f"--config={LONG}"), 2, "--config"),
     Case("--config with a zero byte", flag("--config=a\0b.py"), 2, "--config"),
-    Case("--config that is a pipe", lambda root: [good(root), os.mkfifo(root / "p")] and [f"--config={root}/p"], 2, "--config"),
-    Case("--config that is a folder", lambda root: good(root) and [f"--config={root}"], 2, "--config"),
-    Case("--workdir of 5000 letters", lambda root: good(root) and [f"--workdir={root}/{LONG}"], 2, "--workdir"),
-    Case("--workdir of a name of 300 letters", lambda root: good(root) and [f"--workdir={root}/new/{'x' * 300}"], 2, "--workdir"),
-    Case("--workdir near the longest path that there is", lambda root: good(root) and [f"--workdir={root}/{'d/' * 1900}"], 2, "--workdir"),
-    Case("--workdir with a zero byte", lambda root: good(root) and [f"--workdir={root}/a\0b"], 2, "--workdir"),
+    Case("--config that is a pipe", pipe("--config"), 2, "--config"),
+    Case(
+        "--config that is a folder", lambda root: good(root) and [f"--config={root}"], 2, "--config"
+    ),
+    Case("--workdir of 5000 letters", workdir(f"{LONG}"), 2, "--workdir"),
+    Case("--workdir of a name of 300 letters", workdir(f"new/{'x' * 300}"), 2, "--workdir"),
+    Case(
+        "--workdir near the longest path that there is", workdir(f"{'d/' * 1900}"), 2, "--workdir"
+    ),
+    Case("--workdir with a zero byte", workdir("a\0b"), 2, "--workdir"),
     Case("a config's name of 300 letters", flag(f"--config.name={'x' * 300}"), 2, "name"),
     # Tables of labels
     Case("a labels.csv that holds", table("image,car", *ROWS), 0, "1 labels"),
-    Case("a labels.csv with a byte-order mark", table(b"\xef\xbb\xbfimage,car", *ROWS), 0, "1 labels"),
-    Case("a labels.csv in Latin-1", table("image,car", *ROWS, "schön.png,1".encode("latin-1")), 2, "labels.csv:26"),
-    Case("a labels.csv in UTF-16", table(*["\n".join(["image,car", *ROWS]).encode("utf-16")]), 2, "labels.csv:1"),
-    Case("a labels.csv with zero bytes", table("image,car", *ROWS, "a\0.png,1"), 2, "labels.csv:26"),
+    Case(
+        "a labels.csv with a byte-order mark", table(b"\xef\xbb\xbfimage,car", *ROWS), 0, "1 labels"
+    ),
+    Case(
+        "a labels.csv in Latin-1",
+        table("image,car", *ROWS, "schön.png,1".encode("latin-1")),
+        2,
+        "labels.csv:26",
+    ),
+    Case(
+        "a labels.csv in UTF-16",
+        table(*["\n".join(["image,car", *ROWS]).encode("utf-16")]),
+        2,
+        "labels.csv:1",
+    ),
+    Case(
+        "a labels.csv with zero bytes", table("image,car", *ROWS, "a\0.png,1"), 2, "labels.csv:26"
+    ),
     Case("a labels.csv of zero bytes", table(b"\0" * 1000), 2, "labels.csv"),
     Case("an empty labels.csv", table(), 2, "labels.csv"),
-    Case("a labels.csv with a cell of a million letters", table("image,car", *ROWS, f"{'x' * 10**6},1"), 2, "labels.csv:26"),
-    Case("a labels.csv with a quote that is not closed", table("image,car", '"000.png,1', *ROWS[1:]), 2, "labels.csv"),
-    Case("a labels.csv with a class that no image has", table("image,car,bus", *(f"{row},0" for row in ROWS)), 0, "leaves out bus"),
-    Case("a labels.csv whose only class every image has", table("image,car", *(f"{index:03d}.png,1" for index in range(COUNT))), 2, "metric"),
-    Case("a labels.csv that is a folder", among(lambda f: (f / "labels.csv").mkdir()), 2, "labels.csv"),
-    Case("a labels.csv that names what lies outside", table("image,car", *ROWS, "../c.py,1"), 2, "labels.csv:26"),
+    Case(
+        "a labels.csv with a cell of a million letters",
+        table("image,car", *ROWS, f"{'x' * 10**6},1"),
+        2,
+        "labels.csv:26",
+    ),
+    Case(
+        "a labels.csv with a quote that is not closed",
+        table("image,car", '"000.png,1', *ROWS[1:]),
+        2,
+        "labels.csv",
+    ),
+    Case(
+        "a labels.csv with a class that no image has",
+        table("image,car,bus", *(f"{row},0" for row in ROWS)),
+        0,
+        "leaves out bus",
+        True,
+    ),
+    Case(
+        "a labels.csv whose only class every image has",
+        table("image,car", *(f"{index:03d}.png,1" for index in range(COUNT))),
+        2,
+        "metric",
+        True,
+    ),
+    Case(
+        "a labels.csv that is a folder",
+        among(lambda f: (f / "labels.csv").mkdir()),
+        2,
+        "labels.csv",
+    ),
+    Case(
+        "a labels.csv that names what lies outside",
+        table("image,car", *ROWS, "../c.py,1"),
+        2,
+        "labels.csv:26",
+    ),
     # Config files
     Case("a config file that raises", config_text(RAISES.format("", "1 / 0")), 2, "c.py:4"),
-    Case("a config file that exits", config_text(RAISES.format("import sys", "sys.exit(0)")), 2, "c.py:4"),
-    Case("a config file that calls itself for ever", config_text(RAISES.format("", "get_config()")), 2, "RecursionError"),
+    Case(
+        "a config file that exits",
+        config_text(RAISES.format("import sys", "sys.exit(0)")),
+        2,
+        "c.py:4",
+    ),
+    Case(
+        "a config file that calls itself for ever",
+        config_text(RAISES.format("", "get_config()")),
+        2,
+        "RecursionError",
+    ),
     Case("a config file with zero bytes", config_text(b"x = 1\0\n"), 2, "c.py"),
     Case("a config file in Latin-1", config_text(b"x = '\xe4'\n"), 2, "c.py"),
     Case("a config file that is not Python", config_text("learning_rate: 3\n"), 2, "c.py"),
     Case("a config file that imports what is not there", config_text("import nix\n"), 2, "c.py:1"),
-    Case("a config file whose get_config is no function", config_text("get_config = 3\n"), 2, "c.py"),
+    Case(
+        "a config file whose get_config is no function", config_text("get_config = 3\n"), 2, "c.py"
+    ),
     Case("an empty config file", config_text(""), 2, "get_config"),
-    Case("a config file that may not be read", lambda root: (good(root), (root / "c.py").chmod(0))[1], 2, "c.py"),
-    Case("a config that holds itself", config_text(CONFIG.replace("return", "config.stages.target.model = config\n    return")), 2, "stages.target.model"),
+    Case(
+        "a config file that may not be read",
+        lambda root: (good(root), (root / "c.py").chmod(0))[1],
+        2,
+        "c.py",
+    ),
+    Case(
+        "a config that holds itself",
+        config_text(CONFIG.replace("return", "config.stages.target.model = config\n    return")),
+        2,
+        "stages.target.model",
+    ),
     # Values
     Case("a batch of 10**9", flag("--config.batch_size=1000000000"), 2, "batch_size"),
     Case("a queue of 10**12", flag("--config.moco.queue_size=1000000000000"), 2, "moco.queue_size"),
     Case("a width of 10**6", flag("--config.model.width=1000000"), 2, "model.width"),
-    Case("a queue that no memory holds", flag("--config.moco.queue_size=2000000000"), 2, "moco.queue_size"),
-    Case("a batch of 10**6 images of 16384 px", flag("--config.batch_size=1000000", "--config.moco.queue_size=1000000", "--config.image_size=16384"), 2, "batch_size"),
-    Case("a learning rate of 10**400", flag(f"--config.optimizer.learning_rate=1{'0' * 400}"), 2, "optimizer.learning_rate"),
-    Case("a learning rate that is not a number", flag("--config.optimizer.learning_rate=nan"), 2, "optimizer.learning_rate"),
+    Case(
+        "a queue that no memory holds",
+        flag("--config.moco.queue_size=2000000000"),
+        2,
+        "moco.queue_size",
+    ),
+    Case(
+        "a batch of 10**6 images of 16384 px",
+        flag(
+            "--config.batch_size=1000000",
+            "--config.moco.queue_size=1000000",
+            "--config.image_size=16384",
+        ),
+        2,
+        "batch_size",
+    ),
+    Case(
+        "a learning rate of 10**400",
+        flag(f"--config.optimizer.learning_rate=1{'0' * 400}"),
+        2,
+        "optimizer.learning_rate",
+    ),
+    Case(
+        "a learning rate that is not a number",
+        flag("--config.optimizer.learning_rate=nan"),
+        2,
+        "optimizer.learning_rate",
+    ),
     Case("a value of 10000 brackets", flag(f"--config.batch_size={'(' * 10000}"), 2, "batch_size"),
-]  # fmt: skip
+]
 
 
 # The table
@@ -512,7 +775,9 @@ def print_table() -> None:
     for case in CASES:
         with tempfile.TemporaryDirectory() as folder:
             outcome = run_case(case, Path(folder))
-        shorter = Outcome(outcome.exit, *(without(t, Path(folder)) for t in (outcome.out, outcome.err)))
+        shorter = Outcome(
+            outcome.exit, *(without(t, Path(folder)) for t in (outcome.out, outcome.err))
+        )
         print(row(case, shorter), flush=True)
 
 
