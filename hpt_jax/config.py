@@ -7,6 +7,8 @@ dataclasses below are the only place where a field, its type and its default are
 from __future__ import annotations
 
 import dataclasses
+import glob
+import os
 import re
 import traceback
 import typing
@@ -224,7 +226,7 @@ TEMPLATE_FIELDS: dict[str, Any] = {"stages": None, "adapt": AdaptFields, "study"
 
 def labels_of(evaluation: str) -> int | None:
     """How many labels an evaluation is named after: 1000 of 'finetune_1000', None of 'linear'."""
-    named = re.fullmatch(r"(?:linear|finetune)_([1-9][0-9]*)", evaluation)
+    named = re.fullmatch(r"(?:linear|finetune)_([1-9][0-9]{0,8})", evaluation)
     return int(named[1]) if named else None
 
 
@@ -267,8 +269,10 @@ def load(path: str) -> config_dict.ConfigDict:
     Raises:
       UserError: if there is no such file, or whatever it raises: with its file and line.
     """
-    if not Path(path).is_file():
-        there = [str(other) for other in Path(path).parent.glob("*.py")]
+    if not os.path.isfile(path):  # False too for what cannot be a path
+        folder = os.path.dirname(path)
+        beside = os.path.join(glob.escape(folder), "*.py")
+        there = glob.glob(beside) if os.path.isdir(folder or ".") else ()
         fix = f"(not found) {nearest(path, there) if there else 'Check the path.'}"
         raise UserError("--config", path, "a config file", fix)
     try:
@@ -277,16 +281,18 @@ def load(path: str) -> config_dict.ConfigDict:
         if "get_config" not in namespace:
             raise UserError(path, None, "a function get_config()", "Define it.")
         config = namespace["get_config"]()
-    except UserError:
+        if isinstance(config, config_dict.ConfigDict):
+            config.to_dict()  # as `resolve` will; one that holds itself has no end
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:  # whatever a config file raises is its author's to mend
+    except BaseException as error:  # whatever a config file raises is its author's to mend
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         line = frames[-1].lineno if frames else getattr(error, "lineno", None)
         raise UserError(
             f"{path}:{line}" if line else path,
             None,
             "a config file whose get_config() returns a config",
-            f"It raised {type(error).__name__}: {error}",
+            f"It raised {traceback.format_exception_only(error)[-1].strip()}",
         ) from None
     if not isinstance(config, config_dict.ConfigDict):
         raise UserError(

@@ -4,9 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 _MOST_LISTED = 40
+_LONGEST = 300  # letters of one value or one word that a message shows
+
+
+def printable(text: str) -> str:
+    """Text of others, such as a file's name, on one line of a terminal.
+
+    What would break the line, move the cursor or cannot be encoded is escaped as Python does it,
+    bytes of a name that is no UTF-8 as bytes.
+    """
+    return "".join(one if one.isprintable() else _escaped(one) for one in text)
+
+
+def _escaped(letter: str) -> str:
+    byte = ord(letter) - 0xDC00  # where Python puts a byte that is no UTF-8
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else repr(letter)[1:-1]
+
+
+def _shortened(text: str) -> str:
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]}...{text[-half:]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +40,11 @@ class Mistake:
     fix: str
 
     def __str__(self) -> str:
-        value = "" if self.value is None else f" = {self.value!r}"
-        return printable(f"{self.field}{value}: expected {self.expected}. {self.fix}")
+        value = "" if self.value is None else f" = {_shortened(repr(self.value))}"
+        # A history of steps is told on lines of its own.
+        fix = "\n".join(printable(line) for line in self.fix.split("\n"))
+        text = printable(f"{self.field}{value}: expected {self.expected}.")
+        return re.sub(rf"\S{{{_LONGEST},}}", lambda word: _shortened(word[0]), f"{text} {fix}")
 
 
 class UserError(Exception):
@@ -47,20 +71,6 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(str(mistake) for mistake in self.mistakes)
-
-
-def printable(text: str) -> str:
-    """Text for a terminal: what would move its cursor, turn the writing or is no text is escaped.
-
-    Names of files and datasets may hold anything. Newlines stay.
-    """
-    return "".join(one if one == "\n" or one.isprintable() else _escaped(one) for one in text)
-
-
-def _escaped(letter: str) -> str:
-    if "\udc80" <= letter <= "\udcff":  # a byte of a file's name that is no UTF-8
-        return f"\\x{ord(letter) - 0xDC00:02x}"
-    return letter.encode("unicode_escape").decode()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -56,6 +56,17 @@ def stage_bytes(stage: plan.Stage, keep: int = 2) -> float:
     return 4.0 * keep * (3 * (parameters + head) + moco.queue_size * moco.dim)
 
 
+def least_memory(stage: plan.Stage, devices: int) -> float:
+    """Bytes that a training stage holds on each of some devices, whatever XLA makes of it.
+
+    Query and key encoder, momentum and gradient; the queue; the device's part of two views.
+    """
+    config, moco = stage.config, stage.config.moco
+    _, parameters = _forward(config.model, config.image_size)
+    views = 2 * config.batch_size * config.image_size**2 * 3 / devices
+    return 4.0 * (4 * parameters + moco.queue_size * moco.dim + views)
+
+
 def evaluation_flops(name: str, stage: plan.Stage, asked: plan.Plan) -> float:
     """FLOPs of an evaluation of a stage's backbone; those on cached features count as nothing.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import copy
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,10 +44,10 @@ def resolve(
       UserError: with all mistakes in one go.
     """
     plain = config.to_dict() if isinstance(config, config_dict.ConfigDict) else dict(config)
-    raw = copy.deepcopy(plain)
+    raw = _copied(plain)
     mistakes: list[Mistake] = []
     template = dict(overrides).get("template", raw.get("template", "stages"))
-    if template not in tuple(TEMPLATE_FIELDS):
+    if not isinstance(template, str) or template not in TEMPLATE_FIELDS:
         fix = nearest(str(template), TEMPLATE_FIELDS)
         raise UserError("template", template, "a known template", fix)
     raw["template"] = template
@@ -58,7 +58,7 @@ def resolve(
         names = {field.name for field in dataclasses.fields(fields)}
         short = {name: raw.pop(name) for name in names if name in raw}
         built = _build(fields, short, "", mistakes)
-        _resolve_stages(copy.deepcopy(raw), mistakes)
+        _resolve_stages(_copied(raw), mistakes)
         if mistakes:  # a template must not compute with values of the wrong type
             raise UserError.of(mistakes)
         _EXPAND[template](raw, built, inspect_data, inspect_weights)
@@ -67,6 +67,17 @@ def resolve(
     if mistakes:
         raise UserError.of(mistakes)
     return resolved
+
+
+def _copied(values: Mapping[str, Any], depth: int = 4) -> dict[str, Any]:
+    """A copy of all that is changed here, down to the fields of a stage's sections.
+
+    What a field holds is anyone's: it may hold itself, or refuse to be copied.
+    """
+    return {
+        name: _copied(value, depth - 1) if depth > 1 and isinstance(value, Mapping) else value
+        for name, value in values.items()
+    }
 
 
 def value_of(name: str, config: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) -> Any:
@@ -122,7 +133,7 @@ def _parsed(text: str, hint: Any) -> Any:
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as documented
         value = {"true": True, "false": False}.get(text.lower(), text)
     # A shell eats quotes and brackets, so `a,b` and a single item are tuples too.
     if hint == tuple[str, ...] and isinstance(value, str):
@@ -175,22 +186,27 @@ def _resolve_stages(raw: dict[str, Any], mistakes: list[Mistake]) -> Config:
 
 def _entries(raw: dict[str, Any], name: str, mistakes: list[Mistake]) -> dict[str, Any]:
     """Takes `stages` or `arms` out of the nested dict."""
-    entries = raw.pop(name, None) or {}
+    entries = raw.pop(name, None)
+    entries = {} if entries is None else entries
     if isinstance(entries, Mapping):
         return {str(key): value for key, value in entries.items()}
     mistakes.append(Mistake(name, entries, "a section", _SECTION))
     return {}
 
 
-def _merge(shared: Mapping[str, Any], own: Any) -> dict[str, Any]:
+def _merge(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """A stage's own fields over the shared ones, section by section; None is unset."""
     merged = dict(shared)
     for name, value in own.items():
         if isinstance(value, Mapping) and isinstance(shared.get(name), Mapping):
-            merged[name] = _merge(shared[name], value)
+            merged[name] = dict(shared[name]) | _given(value)
         elif value is not None:
             merged[name] = value
     return merged
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _build_stage(values: dict[str, Any], where: str, mistakes: list[Mistake]) -> Stage:
@@ -205,7 +221,7 @@ def _build_policy(values: Any, where: str, mistakes: list[Mistake]) -> Policy:
         mistakes.append(Mistake(where, values, "a section", _SECTION))
         return Policy()
     name = values.get("policy", "moco_v2")
-    if name not in tuple(POLICIES):
+    if not isinstance(name, str) or name not in POLICIES:
         fix = nearest(str(name), POLICIES)
         mistakes.append(Mistake(f"{where}.policy", name, "a known policy", fix))
         return Policy()
@@ -297,5 +313,5 @@ def _fit(value: Any, hint: Any) -> tuple[Any] | None:
             return None
         return (tuple(part[0] for part in parts if part is not None),)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return (float(value),) if abs(value) < float("inf") else None
+        return (float(value),) if abs(value) <= sys.float_info.max else None
     return (value,) if type(value) is hint else None

@@ -25,6 +25,13 @@ from hpt_jax.errors import Mistake, nearest
 from hpt_jax.models.resnet import ARCHITECTURES, STEMS
 from hpt_jax.workdir import NAME
 
+# Beyond these, counters of 32 bits and shapes overflow; whether there is memory for what they allow
+# is seen once the devices are known.
+_MOST_STEPS = _MOST_KEYS = 2**31 - 1
+_MOST_EXAMPLES = 2**20
+_MOST_PIXELS = 2**14
+_MOST_CHANNELS = 2**13
+
 
 def suggest(name: object, known: Iterable[str]) -> str:
     known = list(known)
@@ -86,10 +93,11 @@ def check(config: Config, alone: bool) -> list[Mistake]:
 def _check_top(config: Config, alone: bool) -> list[Mistake]:
     checks = _Checks("", alone)
     need = checks.need
-    rule = "letters, digits and any of _ . @ + - %, not starting with a dot, at most 150 bytes"
+    rule = "letters, digits and any of _ . @ + - %, not starting with a dot, at most 100 bytes"
     for field, names in (("name", [config.name]), ("stages", config.stages), ("arms", config.arms)):
         for name in names:
-            good = NAME.fullmatch(name) is not None and len(name.encode()) <= 150
+            # They become names of files, to which more is added.
+            good = NAME.fullmatch(name) is not None and len(name.encode()) <= 100
             need(good, field, name, rule, "Choose another name.")
     _check_seeds(config.seeds, "seeds", need)
     _check_arms(config, checks.need_together)
@@ -150,11 +158,13 @@ def _check_shared(stage: Stage, at: str, alone: bool) -> list[Mistake]:
     need, batch = checks.need, stage.batch_size
     known = nearest(stage.method, METHODS)
     need(stage.method in METHODS, "method", stage.method, f"one of {METHODS}", known)
-    need(batch >= 2, "batch_size", batch, "at least 2")
-    need(stage.image_size >= 8, "image_size", stage.image_size, "at least 8 pixels")
+    good = 2 <= batch <= _MOST_EXAMPLES
+    need(good, "batch_size", batch, f"at least 2 and at most {_MOST_EXAMPLES}")
+    good = 8 <= stage.image_size <= _MOST_PIXELS
+    need(good, "image_size", stage.image_size, f"at least 8 pixels and at most {_MOST_PIXELS}")
     _check_model(stage.model, need)
     _check_moco(stage.moco, need)
-    if batch >= 2:
+    if 2 <= batch <= _MOST_EXAMPLES:
         _check_batch(stage, checks.need_together)
     opt = stage.optimizer
     need(opt.learning_rate >= 0, "optimizer.learning_rate", opt.learning_rate, "at least 0")
@@ -171,7 +181,8 @@ def _check_shared(stage: Stage, at: str, alone: bool) -> list[Mistake]:
 def _check_model(model: Model, need: Callable[..., None]) -> None:
     known = nearest(model.arch, ARCHITECTURES)
     need(model.arch in ARCHITECTURES, "model.arch", model.arch, "a known architecture", known)
-    need(model.width >= 1, "model.width", model.width, "at least 1")
+    good = 1 <= model.width <= _MOST_CHANNELS
+    need(good, "model.width", model.width, f"at least 1 and at most {_MOST_CHANNELS}")
     stems = tuple(STEMS)
     need(model.stem in stems, "model.stem", model.stem, f"one of {stems}")
     need(model.stem_stride in (1, 2), "model.stem_stride", model.stem_stride, "1 or 2")
@@ -181,8 +192,10 @@ def _check_model(model: Model, need: Callable[..., None]) -> None:
 
 
 def _check_moco(moco: MoCo, need: Callable[..., None]) -> None:
-    need(moco.queue_size >= 1, "moco.queue_size", moco.queue_size, "at least 1")
-    need(moco.dim >= 2, "moco.dim", moco.dim, "at least 2")
+    good = 1 <= moco.queue_size <= _MOST_KEYS
+    need(good, "moco.queue_size", moco.queue_size, f"at least 1 and at most {_MOST_KEYS}")
+    good = 2 <= moco.dim <= _MOST_CHANNELS
+    need(good, "moco.dim", moco.dim, f"at least 2 and at most {_MOST_CHANNELS}")
     need(0 <= moco.momentum <= 1, "moco.momentum", moco.momentum, "a number in [0, 1]")
     need(moco.temperature > 0, "moco.temperature", moco.temperature, "more than 0")
     need(moco.shuffle_block >= 0, "moco.shuffle_block", moco.shuffle_block, "at least 0")
@@ -250,9 +263,10 @@ def _check_seeds(seeds: tuple[int, ...], name: str, need: Callable[..., None]) -
 
 def _check_probe(probe: LinearSGD | Finetune, at: str, need: Callable[..., None]) -> None:
     """Checks what the probes that train by SGD have in common."""
-    for name in ("batch_size", "eval_every"):
-        value = getattr(probe, name)
-        need(value >= 1, f"{at}.{name}", value, "at least 1")
+    batch, every = probe.batch_size, probe.eval_every
+    good = 1 <= batch <= _MOST_EXAMPLES
+    need(good, f"{at}.batch_size", batch, f"at least 1 and at most {_MOST_EXAMPLES}")
+    need(every >= 1, f"{at}.eval_every", every, "at least 1")
     rates, drops = probe.learning_rates, probe.drops
     good = bool(rates) and min(rates) > 0
     need(good, f"{at}.learning_rates", rates, "at least one, each more than 0")
@@ -265,7 +279,8 @@ def _check_probe(probe: LinearSGD | Finetune, at: str, need: Callable[..., None]
 
 
 def _check_linear_sgd(probe: LinearSGD, need: Callable[..., None]) -> None:
-    need(probe.steps >= 1, "linear_sgd.steps", probe.steps, "at least 1")
+    good = 1 <= probe.steps <= _MOST_STEPS
+    need(good, "linear_sgd.steps", probe.steps, f"at least 1 and at most {_MOST_STEPS}")
     decays = probe.weight_decays
     good = bool(decays) and min(decays) >= 0
     need(good, "linear_sgd.weight_decays", decays, "at least one, each at least 0")
@@ -276,7 +291,9 @@ def _check_finetune(tuned: Finetune, checks: _Checks) -> None:
     need = checks.need
     for name in ("steps", "epochs"):
         values = getattr(tuned, name)
-        need(all(value >= 1 for value in values), f"finetune.{name}", values, "each at least 1")
+        good = all(1 <= value <= _MOST_STEPS for value in values)
+        expected = f"each at least 1 and at most {_MOST_STEPS}"
+        need(good, f"finetune.{name}", values, expected)
     expected = "at least one schedule in finetune.steps or finetune.epochs"
     checks.need_together(bool(tuned.steps or tuned.epochs), "finetune.steps", tuned.steps, expected)
     rate, decay = tuned.head_multiplier, tuned.weight_decay
@@ -300,7 +317,8 @@ def _check_stage(stage: Stage, at: str, alone: bool) -> list[Mistake]:
     if trainable in ("all", "batch_norm"):
         budgets = stage.budgets
         given = need if stage.steps != 0 else checks.need_together
-        given(bool(budgets) and min(budgets) >= 1, "steps", stage.steps, "at least 1 step")
+        good = bool(budgets) and min(budgets) >= 1 and max(budgets) <= _MOST_STEPS
+        given(good, "steps", stage.steps, f"at least 1 step and at most {_MOST_STEPS}")
         need(len(set(budgets)) == len(budgets), "steps", stage.steps, "distinct numbers")
     if trainable == "nothing":
         fix = "Remove it: such a stage is its weights."
@@ -308,6 +326,7 @@ def _check_stage(stage: Stage, at: str, alone: bool) -> list[Mistake]:
     else:
         example = "For example 'folder:PATH'."
         checks.need_together(bool(stage.dataset), "dataset", "", "a dataset", example)
+    need("\0" not in stage.init, "init", stage.init, "'random' or a path")
     need(bool(stage.splits), "splits", stage.splits, "at least one split")
     need(len(set(stage.splits)) == len(stage.splits), "splits", stage.splits, "distinct splits")
     for split in stage.splits:

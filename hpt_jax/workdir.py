@@ -134,6 +134,10 @@ PLAN = {
     "command?": {"config": str, "workdir": str, "overrides": [[str]]},
 }
 
+# Bytes, of systems' 4096 and 255: names below it are long too, and pathlib makes each folder within
+# the call that makes the one below.
+_LONGEST, _LONGEST_NAME = 1800, 255
+
 
 @dataclasses.dataclass(frozen=True)
 class StageFolder:
@@ -187,18 +191,16 @@ def check_root(folder: str | Path) -> None:
     """Checks that a workdir can be written, or be made; makes nothing.
 
     Raises:
-      UserError: if it is a file, is below one, may not be written to, or is no name for a folder.
+      UserError: if it is a file, is below one, may not be written to, or is no path.
     """
     here = Path(folder).absolute()
-    try:
-        str(here).encode()  # JAX takes no other bytes
-        os.lstat(here)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (ValueError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it holds bytes that are no text"
-        expected = f"the path of a folder, but: {reason}"
-        raise UserError("--workdir", str(folder), expected, "Choose another path.") from None
+    path = str(here).encode("utf-8", "replace")
+    good = path.decode() == str(here)  # JAX takes no other bytes
+    if len(path) > _LONGEST or max(map(len, path.split(b"/"))) > _LONGEST_NAME or b"\0" in path:
+        good = False
+    if not good:
+        expected = f"text of at most {_LONGEST} bytes, {_LONGEST_NAME} a name, without zero bytes"
+        raise UserError("--workdir", str(folder), expected, "Choose another path.")
     while not os.path.lexists(here):
         here = here.parent
     if not here.is_dir():

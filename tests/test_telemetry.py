@@ -192,7 +192,7 @@ def test_control_characters_never_reach_the_terminal(terminal):
     with display.progress(name, 100) as update:
         update(100, "")
     text = out.getvalue()
-    assert "a\\x1b[2J\\x9b2J\\x07\\r\\u202e\\ud800\nnext\n" in text
+    assert "a\\x1b[2J\\x9b2J\\x07\\r\\u202e\\ud800\\nnext\n" in text
     assert not {"\x9b", "\x07", "\u202e", "\ud800"} & set(text)
     assert "\x1b[2J" not in text
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
+import math
+import os
 import struct
-from pathlib import Path
+import warnings
 
 import imagecodecs
 import numpy as np
@@ -22,10 +25,17 @@ _DAMAGED = (
     EOFError,
     RuntimeError,
     struct.error,
+    MemoryError,  # asked for by a header that says more than the file holds
     Image.DecompressionBombError,
 )
 # tifffile computes with what a file's tags say, whatever it is.
 _CREDULOUS = (IndexError, KeyError, TypeError, AttributeError, ArithmeticError, MemoryError)
+# Pillow knows more, one of which has another program run what stands in the file.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_MOST_BYTES = 2**32  # of a file: as many as the largest image takes, decoded
+# What they warn of is decoded all the same, or is unreadable and told with the file's name.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
@@ -51,7 +61,7 @@ def decode(file: str | bytes, name: str = "", short_side: int = 0) -> np.ndarray
     """
     name = name or str(file)
     try:
-        content = Path(file).read_bytes() if isinstance(file, str) else file
+        content = _content(file) if isinstance(file, str) else file
         if content.startswith(_TIFF):
             pixels = _tiff(content)
         elif content.startswith(_PNG) and content[24:25] == b"\x10":
@@ -65,9 +75,22 @@ def decode(file: str | bytes, name: str = "", short_side: int = 0) -> np.ndarray
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size > _MOST_BYTES:
+            raise ValueError(f"larger than {_MOST_BYTES >> 30} GiB")
+        return file.read()
+
+
+def _check_size(pixels: int) -> None:
+    """Refuses what Pillow would refuse."""
+    if pixels > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
+        raise Image.DecompressionBombError(f"{pixels} pixels, which is a decompression bomb")
+
+
 def _ordinary(content: bytes, short_side: int) -> np.ndarray:
     """By Pillow: everything of 8 bits, and grey of 16."""
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         if short_side and image.format == "JPEG":
             width, height = image.size
             short = min(image.size)
@@ -87,6 +110,7 @@ def _ordinary(content: bytes, short_side: int) -> np.ndarray:
 
 def _png16(content: bytes) -> np.ndarray:
     """A PNG of 16 bits, which Pillow would cut down to 8 where it has colours."""
+    _check_size(math.prod(struct.unpack_from(">II", content, 16)))
     pixels = imagecodecs.png_decode(content)
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     pixels = pixels[:, :, : channels - 1] if channels in (2, 4) else pixels  # alpha is the last
@@ -124,8 +148,10 @@ def _tiff(content: bytes) -> np.ndarray:
             cmyk = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
             if page.dtype in (np.bool_, np.uint8) and (bands in (1, 3) or cmyk):
                 return _ordinary(content, 0)
-            if page.imagewidth * page.imagelength > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
-                raise Image.DecompressionBombError(f"{page.imagewidth}x{page.imagelength} pixels")
+            _check_size(page.imagewidth * page.imagelength)
+            _check_size(page.tilewidth * page.tilelength)
+            if page.nbytes > _MOST_BYTES:
+                raise ValueError(f"larger than {_MOST_BYTES >> 30} GiB")
             pixels = page.asarray()
             orientation = page.tags.valueof("Orientation")
     except _CREDULOUS as error:
@@ -142,7 +168,7 @@ def _tiff(content: bytes) -> np.ndarray:
 def _reason(error: BaseException) -> str:
     """One line for a message; without the path, which stands beside it."""
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image file that Pillow knows"
+        return "not an image file of a known format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error) or type(error).__name__).splitlines()[0]

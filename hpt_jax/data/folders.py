@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import os
+import pathlib
 import stat
 from collections.abc import Iterator, Sequence
 
@@ -19,6 +21,8 @@ from hpt_jax.errors import UserError
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
 )  # fmt: skip
+# Ways along links by which one folder may be reached; folders that link each other make millions.
+_MOST_WAYS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,34 +138,51 @@ def fingerprint_of_folder(name: str, root: str) -> str | None:
 def _image_files(name: str, root: str) -> list[tuple[str, int]]:
     """(path below root with forward slashes, size in bytes) of every image, sorted by path."""
     try:
-        return sorted(_walk(root, "", frozenset()))
-    except PermissionError as error:
+        return sorted(_walk(name, root))
+    except OSError as error:
         raise UserError(
-            "dataset", name, f"folders that can be read, but {error.filename} cannot", "Allow it."
+            "dataset",
+            name,
+            f"folders that can be read, but: {error.strerror} ({error.filename})",
+            "Mend that, or take it away.",
         ) from error
 
 
-def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, int]]:
+def _walk(name: str, root: str) -> Iterator[tuple[str, int]]:
     """Follows linked folders, which are common in class trees, but never into a loop."""
+    # A link to what the root lies in leads back to the root.
+    around = frozenset(map(_identity, pathlib.Path(root).resolve().parents))
+    ways: collections.Counter[tuple[int, int]] = collections.Counter()
+    folders = [(root, "", around)]
+    while folders:
+        folder, prefix, above = folders.pop()
+        here = _identity(folder)
+        if here in above:
+            continue
+        ways[here] += 1
+        if ways[here] > _MOST_WAYS:
+            expected = f"links that do not multiply, but more than {_MOST_WAYS} ways lead to"
+            raise UserError("dataset", name, f"{expected} {folder}", "Remove some of its links.")
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                try:
+                    found = entry.stat()
+                except OSError:
+                    # A link to content that was not fetched is an unreadable image, not no image.
+                    found = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(found.st_mode):
+                    folders.append((entry.path, f"{prefix}{entry.name}/", above | {here}))
+                elif entry.name.lower().endswith(SUFFIXES) and (
+                    stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)
+                ):
+                    yield prefix + entry.name, found.st_size
+
+
+def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
     status = os.stat(folder)
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            try:
-                found = entry.stat()
-            except OSError:
-                # A link to content that was not fetched is an unreadable image, not no image.
-                found = entry.stat(follow_symlinks=False)
-            if stat.S_ISDIR(found.st_mode):
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {here})
-            elif entry.name.lower().endswith(SUFFIXES) and (
-                stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)
-            ):
-                yield prefix + entry.name, found.st_size
+    return status.st_dev, status.st_ino
 
 
 def _folder_fingerprint(files: Sequence[tuple[str, int]], table: bytes | None) -> str:

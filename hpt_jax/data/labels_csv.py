@@ -49,6 +49,8 @@ def content_of(root: str) -> bytes | None:
       UserError: it cannot be read.
     """
     path = os.path.join(root, NAME)
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise UserError(path, None, "a file", "Remove or rename it.")
     try:
         with open(path, "rb") as file:
             return file.read()

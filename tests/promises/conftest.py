@@ -1,11 +1,16 @@
-"""The image folders that the promises share."""
+"""What the promises share: image folders, and figures that take no time."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import write_images
+
+from hpt_jax import run
+from hpt_jax.report import figures
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +21,32 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(root / "source", 2, 9, 18, seed=2)
     write_images(root / "target", 3, 12, 16, seed=3)
     return root
+
+
+@pytest.fixture
+def quick_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Draws each figure of a report once: what it shows is of no interest here."""
+    drawn = tmp_path_factory.getbasetemp() / "drawn"
+    save = figures.save
+
+    def save_once(figure: Any, path: str | os.PathLike[str]) -> None:
+        path = Path(path)
+        if not (drawn / path.name).is_file():
+            save(figure, drawn / path.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in (".png", ".svg"):
+            path.with_suffix(suffix).write_bytes(
+                (drawn / path.name).with_suffix(suffix).read_bytes()
+            )
+
+    monkeypatch.setattr(figures, "save", save_once)
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends each run once everything is read and checked, where training would begin."""
+    monkeypatch.setattr(run, "run_stage", lambda *args: None)
+    monkeypatch.setattr(run, "evaluate", lambda *args: None)
+    monkeypatch.setattr(run, "report", lambda *args: [])
