@@ -8,8 +8,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import psutil
 
-from hpt_jax import checkpoints, plan
+from hpt_jax import checkpoints, estimate, plan
 from hpt_jax.augment.policies import for_channels
 from hpt_jax.config import Config, labels_of
 from hpt_jax.data.splits import strata
@@ -162,8 +163,22 @@ def _device_mistakes(stage: plan.Stage, devices: Devices) -> list[Mistake]:
     if dtype == "float64" and not jax.config.read("jax_enable_x64"):
         fix = "Set the environment variable JAX_ENABLE_X64=1."
         found.append(Mistake("model.dtype", dtype, "JAX in double precision", fix))
+    found += _memory_mistakes(stage, devices) if stage.trains else []
     groups = stage.config.model.bn_groups
     return found + _batch_mistakes("", stage.config.batch_size, groups, devices, "model.")
+
+
+def _memory_mistakes(stage: plan.Stage, devices: Devices) -> list[Mistake]:
+    """Refuses what could only end in the middle of a run, or take the machine with it."""
+    needs = estimate.least_memory(stage, devices.count) / 2**30
+    # Devices that share the host's memory have a part of it each.
+    has = (devices.memory() or psutil.virtual_memory().total / devices.count) / 2**30
+    expected = (
+        f"what fits into the {has:.1f} GiB of a device, but weights, queue and batch alone take "
+        f"{needs:.1f}"
+    )
+    fix = "Lower batch_size, image_size, model.width, moco.queue_size or moco.dim."
+    return [] if needs <= has else [Mistake(f"stages.{stage.name}", None, expected, fix)]
 
 
 def _batch_mistakes(

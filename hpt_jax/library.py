@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 
 from hpt_jax import config as config_lib
-from hpt_jax import estimate, plan
+from hpt_jax import plan
 from hpt_jax.data import datasets, loader, statistics
 from hpt_jax.data import store as store_lib
 from hpt_jax.data.images import Dataset
@@ -84,8 +84,6 @@ class Library:
           UserError: the data is absent, unreadable or does not fit the config.
         """
         name = stage.config.dataset
-        if stage.trains:
-            self._check_memory(stage)
         return self._data(name, stage.config, stage.seed) if name else None
 
     def target(
@@ -210,21 +208,6 @@ class Library:
         if path is not None and store.pixels is None:
             store_lib.save_scan(store, path)
         return store
-
-    def _check_memory(self, stage: plan.Stage) -> None:
-        """Refuses what could only end in the middle of a run, or take the machine with it."""
-        needs = estimate.least_memory(stage, self._devices.count) / 2**30
-        # Devices that share the host's memory have a part of it each.
-        shared = psutil.virtual_memory().total / self._devices.count
-        has = (self._devices.memory() or shared) / 2**30
-        if needs > has:
-            raise UserError(
-                f"stages.{stage.name}",
-                None,
-                f"a stage that fits into the {has:.1f} GiB of a device, but its weights, queue and "
-                f"batch alone take {needs:.1f}",
-                "Lower batch_size, image_size, model.width, moco.queue_size or moco.dim.",
-            )
 
     def _room(self, options: config_lib.Input) -> float:
         """Bytes of pixels that one more set may take, held once by every device."""

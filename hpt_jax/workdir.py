@@ -199,7 +199,7 @@ def check_root(folder: str | Path) -> None:
     if len(path) > _LONGEST or max(map(len, path.split(b"/"))) > _LONGEST_NAME or b"\0" in path:
         good = False
     if not good:
-        expected = f"text of at most {_LONGEST} bytes, {_LONGEST_NAME} a name, without zero bytes"
+        expected = f"a UTF-8 path of up to {_LONGEST} bytes, {_LONGEST_NAME} a name, none zero"
         raise UserError("--workdir", str(folder), expected, "Choose another path.")
     while not os.path.lexists(here):
         here = here.parent

@@ -50,7 +50,7 @@ def content_of(root: str) -> bytes | None:
     """
     path = os.path.join(root, NAME)
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise UserError(path, None, "a file", "Remove or rename it.")
+        raise UserError(path, None, "a file that can be read", "Remove or rename it.")
     try:
         with open(path, "rb") as file:
             return file.read()

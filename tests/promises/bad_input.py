@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import zlib
@@ -72,8 +73,11 @@ class Outcome:
 def run_case(case: Case, root: Path) -> Outcome:
     """Runs the command on a case that is made below `root`, an empty folder."""
     (root / "c.py").write_text(CONFIG)
-    flags = case.make(root) or ()
-    return run_command(["--config", str(root / "c.py"), "--workdir", str(root / "w"), *flags])
+    try:
+        flags = case.make(root) or ()
+        return run_command(["--config", str(root / "c.py"), "--workdir", str(root / "w"), *flags])
+    finally:  # what clears temporary folders away calls itself for each folder in another
+        subprocess.run(["rm", "-rf", str(root / "images")], check=True)
 
 
 def run_command(arguments: Sequence[str]) -> Outcome:
@@ -176,7 +180,7 @@ def png_header(width: int, height: int, depth: int = 8) -> bytes:
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0))
-    rows = zlib.compress(b"\0" * min(height * (width * depth // 8 + 1), 1 << 20), 9)
+    rows = zlib.compress(b"\0" * min(height * (width * depth // 8 + 1), 1 << 24))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
@@ -457,10 +461,13 @@ CASES = [
         "the same of 16 bits", content("bomb16.png", png_header(30000, 30000, 16)), 0, "bomb16.png"
     ),
     Case(
-        "a PNG of 100 million pixels, which Pillow would warn of",
-        content("large.png", png_header(100_000_000, 1, 1)),
+        "a PNG of 10000x10000 pixels, of which Pillow would warn",
+        among(
+            lambda f: (f / "large.png").write_bytes(png_header(10_000, 10_000, 1)),
+            "--config.input.channels=3",
+        ),
         0,
-        "large.png",
+        "25 train",
     ),
     Case("a file of 5 GiB", among(lambda f: sparse(f / "huge.png", 5 << 30)), 0, "huge.png"),
     # Kinds of images
@@ -607,7 +614,10 @@ CASES = [
     Case("--config with a zero byte", flag("--config=a\0b.py"), 2, "--config"),
     Case("--config that is a pipe", pipe("--config"), 2, "--config"),
     Case(
-        "--config that is a folder", lambda root: good(root) and [f"--config={root}"], 2, "--config"
+        "--config that is a folder",
+        lambda root: good(root) and [f"--config={root}/images"],
+        2,
+        "--config",
     ),
     Case("--workdir of 5000 letters", workdir(f"{LONG}"), 2, "--workdir"),
     Case("--workdir of a name of 300 letters", workdir(f"new/{'x' * 300}"), 2, "--workdir"),
@@ -654,8 +664,7 @@ CASES = [
         "a labels.csv with a class that no image has",
         table("image,car,bus", *(f"{row},0" for row in ROWS)),
         0,
-        "leaves out bus",
-        True,
+        "2 labels",
     ),
     Case(
         "a labels.csv whose only class every image has",
@@ -753,6 +762,7 @@ def row(case: Case, outcome: Outcome) -> str:
     """A case's line of the table."""
     gave = works(outcome.out) if outcome.exit == 0 else outcome.err.strip()
     text = printable(gave).replace("|", "\\|").replace("<", "&lt;")
+    text = re.sub(r"(..?)\1{20,}", r"\1\1...", text)
     if len(text) > 300:
         text = f"{text[:200]}...{text[-80:]}"
     return f"| {case.name} | {text} | {outcome.exit} |"
@@ -760,7 +770,8 @@ def row(case: Case, outcome: Outcome) -> str:
 
 def works(out: str) -> str:
     """How it is read, what is skipped and what is noted, out of all that is printed."""
-    told = dict.fromkeys(re.findall(r"^(?:folder:.*?: (\d.*)|(skipped .*|note: .*))$", out, re.M))
+    lines = r"^(?:folder:.*?: (\d.*)|(skipped .*|note: (?!target: moco.queue_size).*))$"
+    told = dict.fromkeys(re.findall(lines, out, re.M))
     return "works: " + "; ".join("".join(one) for one in told)
 
 
