@@ -51,10 +51,10 @@ from support import tiny_config
 
 def get_config():
     config = tiny_config(Path({images!r}))
-    config.save_every_steps = 3
+    config.save_every_steps = 5
     config.target = "folder:target"
-    config.stages.base = dict(dataset="folder:base", steps=14)
-    config.stages.target = dict(dataset="folder:target", steps=14)
+    config.stages.base = dict(dataset="folder:base", steps=18)
+    config.stages.target = dict(dataset="folder:target", steps=18)
     config.arms["B"] = ("base",)
     config.arms["B+T"] = ("base", "target")
     config.evaluations = ("knn", "linear")
@@ -65,7 +65,7 @@ def get_config():
 
 # Two more programs to compile, and the evaluations that train.
 MORE = """
-    config.stages.target_bn = dict(dataset="folder:target", steps=9, trainable="batch_norm")
+    config.stages.target_bn = dict(dataset="folder:target", steps=12, trainable="batch_norm")
     config.stages.target_statistics = dict(dataset="folder:target", trainable="statistics")
     config.arms["HPT-BN"] = ("base", "target_bn")
     config.arms["B"] = ("base", "target_statistics")
@@ -239,20 +239,20 @@ class Harness:
         process, began = self._start(name, pipeline), time.monotonic()
         # So many steps are let pass before a phase that comes with every few of them.
         steps = self._random.randrange(6) if wanted in ("step", "save") else 0
-        first, inside, moment = None, False, float("inf")
+        first, moment = None, float("inf")
         for phase, step, _ in self._places(process, name):
             now = time.monotonic()
             if RANKS[phase] > RANKS[wanted] and moment == float("inf"):
                 wanted, steps = phase, 0
-            if phase == wanted and not inside:
-                first = step if first is None else first
-                if abs(step - first) >= steps:  # of the same stage, or of the next one
-                    lasted = self._lasted[wanted] or [0.0]
-                    longest = min(lasted) if soon else self._random.choice(lasted)
-                    moment = now + longest * self._random.random()
-            inside = phase == wanted
-            # If it was over sooner, at once: the run shall not come too far.
-            if now >= moment or (not inside and moment < float("inf")):
+            if first is None and RANKS[phase] >= RANKS["step"]:
+                first = step
+            # A step before the first one is of the next stage.
+            if moment == float("inf") and phase == wanted and abs(step - (first or 0)) >= steps:
+                lasted = self._lasted[wanted] or [0.0]
+                longest = min(lasted) if soon else self._random.choice(lasted)
+                moment = now + longest * self._random.random()
+            # Where the phase ended sooner, at once: the run shall not come too far.
+            if now >= moment or (phase != wanted and moment < float("inf")):
                 break
         else:
             self._check_exit(process, name)
