@@ -24,17 +24,19 @@ def test_a_run_goes_on_with_other_devices_as_if_it_had_not_been_stopped(
 ) -> None:
     config = tiny_config(images)
     config.model.dtype = "float64"
-    config.save_every_steps = 3  # and so in the middle of an interval of the log
-    config.stages.target = dict(dataset="folder:target", steps=10)
+    config.batch_size = 16
+    config.save_every_steps = 1
+    # Few, since rounding grows tenfold with every step or two; the log's intervals are of two.
+    config.stages.target = dict(dataset="folder:target", steps=5)
     config.arms.T = ("target",)
     save = Checkpoints.save
 
     with jax.enable_x64(True):
         run.run(config, tmp_path / "whole")
         for devices, mapping, stop in [
-            (1, "shard_map", 3),
-            (2, "shard_map", 6),
-            (4, "pmap", 9),
+            (1, "shard_map", 1),
+            (2, "shard_map", 3),
+            (4, "pmap", 4),
             (1, "shard_map", None),
         ]:
 
@@ -66,7 +68,7 @@ def test_a_run_goes_on_with_other_devices_as_if_it_had_not_been_stopped(
                     np.testing.assert_array_equal(got[name], value, err_msg=f"{part} {name}")
 
     expected_rows, rows = read_metrics(whole.metrics), read_metrics(moved.metrics)
-    assert [row["step"] for row in rows] == ["2", "4", "6", "8", "10"]
+    assert [row["step"] for row in rows] == ["2", "4", "5"]
     for expected_row, row in zip(expected_rows, rows, strict=True):
         assert row.keys() == expected_row.keys()
         for name, text in expected_row.items():
