@@ -112,7 +112,7 @@ def child(path: Path, flags: Sequence[str]) -> int:
     record = Record(path)
     record.set()
 
-    from hpt_jax import pretrain, run
+    from hpt_jax import pretrain, run, training
     from hpt_jax.checkpoints import Checkpoints
     from hpt_jax.main import main
     from hpt_jax.telemetry.display import Display
@@ -138,7 +138,7 @@ def child(path: Path, flags: Sequence[str]) -> int:
     around(Checkpoints, "save", {"saves": 1}, {})
     around(Checkpoints, "_finalize", {}, {"saves": -1})
 
-    compiled_step, called = pretrain._compiled_step, set()
+    compiled_step, called = training._compiled_step, set()
 
     def recorded_step(*made_of: Any) -> Callable[..., Any]:
         program = compiled_step(*made_of)
@@ -152,7 +152,7 @@ def child(path: Path, flags: Sequence[str]) -> int:
 
         return step
 
-    pretrain._compiled_step = recorded_step
+    training._compiled_step = recorded_step
 
     progress = Display.progress
 
