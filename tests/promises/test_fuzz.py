@@ -111,12 +111,11 @@ def fuzz_images(root: Path, count: int, per_folder: int) -> None:
             check(
                 [
                     f"--config={root / 'c.py'}",
-                    f"--workdir={root / 'w'}",
+                    f"--workdir={root / f'w{number}'}",
                     f"--config.stages.target.dataset=folder:{folder}",
                     "--config.input.max_unreadable=0.99",
                     "--config.input.channels=3",
                     f"--config.input.pipeline={rng.choice(['auto', 'host'])}",
-                    f"--config.name=images{number}",
                 ],
                 (kind, number),
             )
