@@ -50,10 +50,12 @@ def run_command(flags: dict[str, str], overrides: list[tuple[str, str]], stop: S
     """Runs what the flags ask for.
 
     Raises:
-      UserError: also if the workdir's disk is full, or may not be written to.
+      UserError: also if the workdir's disk is full or may not be written to, or memory is full.
       Interrupted: as asked by a signal.
     """
     # Imported here, so that --help and a wrong flag are answered at once.
+    import jax
+
     from hpt_jax import config, run
 
     asked = config.load(flags["--config"])
@@ -67,6 +69,13 @@ def run_command(flags: dict[str, str], overrides: list[tuple[str, str]], stop: S
         expected = f"a disk that can be written to, but: {error.strerror}{where}"
         fix = "Mend that, and start the same command again: it continues."
         raise UserError("--workdir", workdir, expected, fix) from error
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in reason:
+            raise
+        expected = f"sizes that fit into memory, but: {reason}"
+        fix = "Lower batch_size, image_size, model.width, moco.queue_size or input.memory_gib."
+        raise UserError("memory", None, expected, fix) from error
 
 
 def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:

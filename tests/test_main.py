@@ -384,6 +384,24 @@ def test_a_disk_that_cannot_be_written_to_is_no_bug(tmp_path, monkeypatch, capsy
     assert "results.csv" in said
 
 
+@pytest.mark.parametrize("zeros", [jax.numpy.zeros, np.zeros])
+def test_memory_that_does_not_suffice_is_no_bug(tmp_path, monkeypatch, capsys, zeros):
+    monkeypatch.setattr(run, "run", lambda *args, **kwargs: jax.block_until_ready(zeros(2**46)))
+    (tmp_path / "c.py").write_text(CONFIG.format(lines="pass"))
+    assert main(["--config", str(tmp_path / "c.py"), "--workdir", str(tmp_path / "w")]) == 2
+    assert "memory: expected sizes that fit into memory" in capsys.readouterr().err
+
+
+def test_other_errors_of_the_runtime_are_bugs(tmp_path, monkeypatch):
+    def failed(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+    monkeypatch.setattr(run, "run", failed)
+    (tmp_path / "c.py").write_text(CONFIG.format(lines="pass"))
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        main(["--config", str(tmp_path / "c.py"), "--workdir", str(tmp_path / "w")])
+
+
 @pytest.mark.usefixtures("images")
 def test_a_refused_run_leaves_the_last_plan_in_place(ask, tmp_path):
     plans = tmp_path / "w" / "plans"

@@ -234,6 +234,45 @@ def fuzz_configs(root: Path, count: int, flags: Callable[[str], list[str]]) -> N
 
 
 DRY = ["--config.dry_run=True"]
+# Which leave a run as short as it is.
+SMALL = (
+    "0", "1", "2", "3", "5", "8", "24", "0.1", "0.5", "1.0", "1.5", "-1", "1e-320", "1e308", "True",
+    "False", "None", "''", "()", "(1,)", "(2, 3)", "(0.5, 1.0)", "(1.0, 0.5)", "(0.1, 0.1)",
+    "'resnet18'", "'small'", "'imagenet'", "'simclr'", "'bfloat16'", "'constant'", "'host'",
+    "'resident'", "'pmap'", "'batch_norm'", "'statistics'", "'nothing'", "('train',)",
+    "('knn', 'linear_6')", "'macro_auroc'", "'crop'", "'T'",
+)  # fmt: skip
+TRAINED = """
+    config.target = config.stages.target.dataset = "folder:sets"
+    config.evaluations = ("knn", "linear", "linear_sgd", "finetune_6")
+    config.linear_sgd.update(steps=2, batch_size=4, eval_every=1)
+    config.finetune.update(steps=(2,), epochs=(), batch_size=4, bn_groups=2, eval_every=1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_figures")
+def test_mutated_configs_that_train(tmp_path: Path) -> None:
+    """Each mutation of one or two fields to something that the field might take, to its end."""
+    rng, exits = random.Random(3), []
+    bad_input.good(tmp_path)
+    for label in range(3):
+        folder = tmp_path / "sets" / f"class{label}"
+        folder.mkdir(parents=True)
+        for index in range(8):
+            image = Image.fromarray(pixels(10 * label + index, 20, 18))
+            image.save(folder / f"{index}.png")
+    path, known = tmp_path / "c.py", fields()
+    for number in range(100):
+        lines = [
+            f"    config.{rng.choice(known)} = {rng.choice(SMALL)}\n"
+            for _ in range(rng.choice([1, 2]))
+        ]
+        end = "    return config\n"
+        path.write_text(bad_input.CONFIG.replace(end, TRAINED + "".join(lines) + end))
+        exits.append(check([f"--config={path}", f"--workdir={tmp_path / f'w{number}'}"], lines))
+    assert exits.count(0) > 20
+    assert exits.count(2) > 20
 
 
 def test_mutated_configs(tmp_path: Path) -> None:
