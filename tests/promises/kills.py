@@ -55,9 +55,8 @@ def get_config():
     config.target = "folder:target"
     config.stages.base = dict(dataset="folder:base", steps=18)
     config.stages.target = dict(dataset="folder:target", steps=18)
-    config.arms["B"] = ("base",)
     config.arms["B+T"] = ("base", "target")
-    config.evaluations = ("knn", "linear")
+    config.evaluations = ("knn",)
     config.export = "B+T"
     {more}
     return config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from kills import LIMIT_SECONDS, differences, results_of, start_child
 
 from hpt_jax.report.tables import read_results
@@ -41,6 +42,7 @@ def run_at_once(root: Path, workdir: Path, *commands: list[str]) -> list[str]:
     return told
 
 
+@pytest.mark.slow
 def test_runs_at_once_train_each_stage_once_and_equal_one_run(images: Path, tmp_path: Path) -> None:
     (tmp_path / "config.py").write_text(CONFIG.format(images=str(images)))
     run_at_once(tmp_path, tmp_path / "alone", [])
