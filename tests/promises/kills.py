@@ -55,9 +55,8 @@ def get_config():
     config.target = "folder:target"
     config.stages.base = dict(dataset="folder:base", steps=18)
     config.stages.target = dict(dataset="folder:target", steps=18)
-    config.arms["B"] = ("base",)
     config.arms["B+T"] = ("base", "target")
-    config.evaluations = ("knn", "linear")
+    config.evaluations = ("knn",)
     config.export = "B+T"
     {more}
     return config
@@ -257,7 +256,7 @@ class Harness:
         else:
             self._check_exit(process, name)
             return False
-        _kill(process)
+        kill_group(process)
         phase, step, stage = read_record(self._record(name))
         self.kills.append(Kill(name, phase, step, stage, time.monotonic() - began))
         return True
@@ -324,7 +323,7 @@ class Harness:
         while process.poll() is None:
             now = time.monotonic()
             if now - began > LIMIT_SECONDS:
-                _kill(process)
+                kill_group(process)
                 raise AssertionError(f"it hangs:\n{self._output(name).read_text()[-4000:]}")
             place = read_record(self._record(name))
             if place[0] != last:
@@ -352,7 +351,10 @@ def start_child(record: Path, flags: Sequence[str], output: Path) -> subprocess.
         )
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills a child and all that it has started, if it is still there; waits for its end."""
+    if process.poll() is not None:
+        return
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

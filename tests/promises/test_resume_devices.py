@@ -19,6 +19,7 @@ class Stopped(Exception):
     """Stands in for a preemption."""
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_devices_as_if_it_had_not_been_stopped(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kills import LIMIT_SECONDS, differences, results_of, start_child
+import pytest
+from kills import LIMIT_SECONDS, differences, kill_group, results_of, start_child
 
 from hpt_jax.report.tables import read_results
 from hpt_jax.telemetry.writers import read_metrics
@@ -35,12 +36,17 @@ def run_at_once(root: Path, workdir: Path, *commands: list[str]) -> list[str]:
         start_child(root / f"{name}.record", [*common, *flags], root / f"{name}.log")
         for name, flags in zip(names, commands, strict=True)
     ]
-    codes = [process.wait(timeout=LIMIT_SECONDS) for process in started]
+    try:
+        codes = [process.wait(timeout=LIMIT_SECONDS) for process in started]
+    finally:
+        for process in started:
+            kill_group(process)
     told = [(root / f"{name}.log").read_text() for name in names]
     assert codes == [0] * len(commands), "\n".join(told)
     return told
 
 
+@pytest.mark.slow
 def test_runs_at_once_train_each_stage_once_and_equal_one_run(images: Path, tmp_path: Path) -> None:
     (tmp_path / "config.py").write_text(CONFIG.format(images=str(images)))
     run_at_once(tmp_path, tmp_path / "alone", [])
