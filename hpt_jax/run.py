@@ -88,15 +88,17 @@ def run(
         folder_of_stage = stage_folder(root, stage.id)
         if folder_of_stage.is_done:
             continue
-        with workdir.locked(folder_of_stage, display.line):
+        with workdir.locked(folder_of_stage.path, display.line):
             if not folder_of_stage.is_done:  # by another run, while this one waited
                 run_stage(stage, asked.config, root, library, devices, display, stop)
     if asked.config.target:
         for one in asked.runs:
             evaluate(one.stage, asked, root, library, devices, display)
-    if asked.config.export:
-        export_arm(asked, root, display)
-    return report(asked, root, display)
+    # Else the results of a run that ends at the same moment could be left out.
+    with workdir.locked(root, display.line):
+        if asked.config.export:
+            export_arm(asked, root, display)
+        return report(asked, root, display)
 
 
 def make_plan(

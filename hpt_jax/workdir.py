@@ -299,18 +299,18 @@ def fits(value: Any, shape: Any) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: StageFolder, wait: Callable[[str], None]) -> Iterator[None]:
-    """Holds a stage alone; the operating system frees it when its owner dies.
+def locked(folder: Path, wait: Callable[[str], None]) -> Iterator[None]:
+    """Holds a folder alone; the operating system frees it when its owner dies.
 
     Args:
-      folder: the stage.
+      folder: a stage, or the workdir; made if it is not there.
       wait: told once whom this process waits for, if it has to.
 
     Raises:
       UserError: where the file system has no locks, or something else is in the lock's place.
     """
-    make_folder(folder.path)
-    path = folder.path / "lock"
+    make_folder(folder)
+    path = folder / "lock"
     if path.is_dir() or path.is_symlink():  # the content of what a link leads to would be lost
         raise UserError(str(path), None, "a file, but it is a folder or a link", _REMOVE)
     with open(path, "a+", errors="replace") as file:
@@ -322,7 +322,7 @@ def locked(folder: StageFolder, wait: Callable[[str], None]) -> Iterator[None]:
             except BlockingIOError:
                 if not told:
                     file.seek(0)
-                    wait(f"{folder.path.name} is held by {file.read() or 'another run'}: waiting")
+                    wait(f"{folder.name} is held by {file.read() or 'another run'}: waiting")
                     told = True
                 time.sleep(0.5)
             except OSError as error:
@@ -331,7 +331,7 @@ def locked(folder: StageFolder, wait: Callable[[str], None]) -> Iterator[None]:
                 # Without a lock two runs could write one stage at once.
                 expected = f"a file system with file locks (flock: {error.strerror})"
                 fix = "Choose a workdir on a local disk."
-                raise UserError("--workdir", str(folder.path), expected, fix) from None
+                raise UserError("--workdir", str(folder), expected, fix) from None
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

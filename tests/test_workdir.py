@@ -12,7 +12,6 @@ from small_files import DONE, LINEAGE
 
 from hpt_jax import workdir
 from hpt_jax.errors import UserError
-from hpt_jax.workdir import StageFolder
 
 
 def test_json_comes_back_as_it_was_written(tmp_path):
@@ -179,9 +178,9 @@ def test_a_refused_access_is_told(tmp_path, monkeypatch):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from hpt_jax.workdir import StageFolder, locked
+from hpt_jax.workdir import locked
 
-with locked(StageFolder(Path(sys.argv[1])), lambda text: print("waits", text, flush=True)):
+with locked(Path(sys.argv[1]), lambda text: print("waits", text, flush=True)):
     print("holds", flush=True)
     time.sleep(60)
 """
@@ -207,7 +206,7 @@ def test_a_lock_keeps_others_out_until_its_owner_is_killed(tmp_path):
             first.wait()
 
         waited = []
-        with workdir.locked(StageFolder(folder), told):
+        with workdir.locked(folder, told):
             assert len(waited) == 1  # said once; entered only after the owner was gone
     finally:
         first.kill()
@@ -217,7 +216,7 @@ def test_a_lock_keeps_others_out_until_its_owner_is_killed(tmp_path):
 
 def test_a_process_waits_for_the_lock_that_this_one_holds(tmp_path):
     folder = tmp_path / "t-1"
-    with workdir.locked(StageFolder(folder), pytest.fail):
+    with workdir.locked(folder, pytest.fail):
         second = start_holder(folder)
         assert second.stdout.readline().startswith(f"waits t-1 is held by process {os.getpid()}")
     try:
@@ -230,12 +229,12 @@ def test_a_process_waits_for_the_lock_that_this_one_holds(tmp_path):
 
 def test_stages_are_locked_one_by_one(tmp_path):
     folders = [workdir.stage_folder(tmp_path, name) for name in "ab"]
-    with workdir.locked(folders[0], pytest.fail), workdir.locked(folders[1], pytest.fail):
+    with workdir.locked(folders[0].path, pytest.fail), workdir.locked(folders[1].path, pytest.fail):
         assert all((folder.path / "lock").read_text() for folder in folders)
 
 
 def test_a_lock_is_freed_by_an_error(tmp_path):
-    folder = StageFolder(tmp_path / "t-1")
+    folder = tmp_path / "t-1"
     with pytest.raises(ZeroDivisionError), workdir.locked(folder, pytest.fail):
         raise ZeroDivisionError
     with workdir.locked(folder, pytest.fail):
@@ -249,6 +248,6 @@ def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir.fcntl, "flock", no_locks)
     with (
         pytest.raises(UserError, match="No locks available"),
-        workdir.locked(StageFolder(tmp_path / "stage"), pytest.fail),
+        workdir.locked(tmp_path / "stage", pytest.fail),
     ):
         pass

@@ -126,9 +126,11 @@ def _train(
         done = step + 1
         if done % settings.eval_every and done != steps:
             continue
-        if not np.isfinite(loss):
+        found = scores(subject, state[0], val)
+        # The loss is of the weights before this step.
+        if not (np.isfinite(loss) and np.isfinite(found).all()):
             break
-        value, _ = score(subject.metric, scores(subject, state[0], val), subject.labels[val])
+        value, _ = score(subject.metric, found, subject.labels[val])
         if moment.is_better(done, value):
             classifier = jax.device_get(state[0])
     return classifier, moment

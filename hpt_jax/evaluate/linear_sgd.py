@@ -79,9 +79,11 @@ def train(
         weights = jax.device_get(state[0])
         for number, loss in enumerate(np.asarray(losses)):
             probe = jax.tree.map(lambda leaf, number=number: leaf[number], weights)
-            if not np.isfinite(loss):
+            found = scores(probe, val_features)
+            # The loss is of the weights before this step.
+            if not (np.isfinite(loss) and np.isfinite(found).all()):
                 continue
-            value, _ = score(metric, scores(probe, val_features), val_labels)
+            value, _ = score(metric, found, val_labels)
             if moments[number].is_better(done, value):
                 kept[number] = probe
     per_seed = len(grid) // len(settings.seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import random
 from collections.abc import Callable
@@ -250,6 +251,14 @@ TRAINED = """
 """
 
 
+def fitting(name: str) -> list[str]:
+    """What of `SMALL` is of the type that a field has by default."""
+    default: object = default_config()
+    for part in name.split("."):
+        default = getattr(default, part, None)
+    return [text for text in SMALL if type(ast.literal_eval(text)) is type(default)] or [*SMALL]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_figures")
 def test_mutated_configs_that_train(tmp_path: Path) -> None:
@@ -264,10 +273,8 @@ def test_mutated_configs_that_train(tmp_path: Path) -> None:
             image.save(folder / f"{index}.png")
     path, known = tmp_path / "c.py", fields()
     for number in range(100):
-        lines = [
-            f"    config.{rng.choice(known)} = {rng.choice(SMALL)}\n"
-            for _ in range(rng.choice([1, 2]))
-        ]
+        chosen = rng.sample(known, rng.choice([1, 2]))
+        lines = [f"    config.{name} = {rng.choice(fitting(name))}\n" for name in chosen]
         end = "    return config\n"
         path.write_text(bad_input.CONFIG.replace(end, TRAINED + "".join(lines) + end))
         exits.append(check([f"--config={path}", f"--workdir={tmp_path / f'w{number}'}"], lines))
