@@ -23,6 +23,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from hpt_jax.workdir import flush, make_folder
+
 MANIFEST = "manifest.json"
 # Orbax raises its errors, and logs them with a traceback as well.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -45,6 +47,7 @@ class Checkpoints:
         self, folder: Path, keep: int = 2, keep_every: int = 0, beside: Sequence[Path] = ()
     ):
         self.folder = folder.absolute()
+        make_folder(self.folder)
         self._keep, self._keep_every, self._beside = keep, keep_every, beside
         # Left by a kill in the middle of a save, before or after Orbax's own rename.
         for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
@@ -64,7 +67,6 @@ class Checkpoints:
           OSError: there is no room for it on the disk, or there was none for the one before.
         """
         self.wait()
-        self.folder.mkdir(parents=True, exist_ok=True)
         # Seen here a full disk is one clear error; Orbax's threads make many of it.
         if shutil.disk_usage(self.folder).free < sum(leaf.nbytes for leaf in jax.tree.leaves(tree)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
@@ -78,7 +80,8 @@ class Checkpoints:
             raise _of_the_disk(error, self.folder) from error
         for path in self._beside:
             if path.exists():
-                _flush(path)
+                flush(path)
+                flush(path.parent)
         write_manifest(self.folder / str(step))
         for old in _numbered(self.folder)[: -self._keep]:
             if not self._keep_every or old % self._keep_every:
@@ -126,18 +129,24 @@ class Checkpoints:
             self._checkpointer.close()
 
 
-def steps_in(folder: Path) -> list[int]:
-    """Steps below a checkpoints folder whose files are as their manifest says, oldest first."""
-    return [step for step in _numbered(folder) if fault_of(folder / str(step)) is None]
+def newest_whole(folder: Path, before: int | None = None) -> int | None:
+    """The newest step, below `before`, whose files are as its manifest says; None without one.
+
+    Another process may be saving meanwhile.
+    """
+    looked_at: set[int] = set()
+    while True:
+        left = set(_numbered(folder)) - looked_at
+        newest = max((step for step in left if before is None or step < before), default=None)
+        if newest is None or fault_of(folder / str(newest)) is None:
+            return newest
+        looked_at.add(newest)
 
 
 def _numbered(folder: Path) -> list[int]:
     """Steps below a checkpoints folder, whole or not, oldest first."""
-    return sorted(
-        int(child.name)
-        for child in folder.glob("[0-9]*")
-        if re.fullmatch(r"0|[1-9]\d*", child.name)
-    )
+    names = [child.name for child in folder.glob("[0-9]*") if child.is_dir()]
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def restore(folder: Path, step: int, like: Any) -> Any:
@@ -145,7 +154,7 @@ def restore(folder: Path, step: int, like: Any) -> Any:
 
     Args:
       folder: `<stage>/checkpoints`.
-      step: one of `steps_in(folder)`.
+      step: of a whole checkpoint.
       like: a tree of arrays or of jax.ShapeDtypeStruct with shardings.
     """
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
@@ -178,33 +187,36 @@ def write_manifest(folder: Path) -> None:
     """Writes size and blake2b of every file below `folder`, by rename, when all is on the disk."""
     files = {name: _fingerprint(path) for name, path in _files(folder).items()}
     for path in folder.rglob("*"):
-        _flush(path)
+        flush(path)
     temporary = folder / (MANIFEST + ".tmp")
     temporary.write_text(_manifest_text(files))
-    _flush(temporary)
+    flush(temporary)
     os.replace(temporary, folder / MANIFEST)
-    _flush(folder)
-    _flush(folder.parent)
+    flush(folder)
+    flush(folder.parent)
 
 
 def fault_of(folder: Path) -> str | None:
     """What is not as the manifest of a step says, in words; None if all is."""
+    name = MANIFEST
     try:
         text = (folder / MANIFEST).read_text()
         files = json.loads(text)
-    except (FileNotFoundError, NotADirectoryError):
-        return f"{MANIFEST} is not there"
-    except ValueError:  # damaged JSON or UTF-8
+        # To the letter, since JSON reads alike with another white space.
+        if not isinstance(files, dict) or not files or text != _manifest_text(files):
+            return f"{MANIFEST} is damaged"
+        present = _files(folder)
+        for name, entry in files.items():
+            if name not in present:
+                return f"{name} is not there"
+            if _fingerprint(present[name]) != entry:
+                return f"{name} is not as it was saved"
+    except (ValueError, RecursionError):  # damaged JSON or UTF-8
         return f"{MANIFEST} is damaged"
-    # To the letter, since JSON reads alike with another white space.
-    if not isinstance(files, dict) or not files or text != _manifest_text(files):
-        return f"{MANIFEST} is damaged"
-    present = _files(folder)
-    for name, entry in files.items():
-        if name not in present:
-            return f"{name} is not there"
-        if _fingerprint(present[name]) != entry:
-            return f"{name} is not as it was saved"
+    except FileNotFoundError:
+        return f"{name} is not there"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"
     return None
 
 
@@ -226,15 +238,6 @@ def file_hash(path: Path) -> str:
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "blake2b": file_hash(path)}
-
-
-def _flush(path: Path) -> None:
-    """Brings a file or folder to the disk, where it outlives the machine's power."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _of_the_disk(error: ValueError, folder: Path) -> Exception:

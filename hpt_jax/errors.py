@@ -48,7 +48,7 @@ class Mistake:
 
 
 class UserError(Exception):
-    """A user's mistake: `main.py` alone catches it, prints it without traceback and exits 2.
+    """A user's mistake: a command prints it without traceback and exits 2.
 
     Args:
       field: the config field, flag or file that is wrong, as the user wrote it.

@@ -45,13 +45,16 @@ def stage_flops(stage: plan.Stage) -> float:
     return 4 * forward * stage.config.batch_size * stage.steps
 
 
-def stage_bytes(stage: plan.Stage, keep: int = 2) -> float:
+def stage_bytes(stage: plan.Stage, config: config_lib.Config) -> float:
     """Bytes of a stage's checkpoints on disk: two encoders, momentum and queue in float32."""
     _, parameters = _forward(stage.config.model, stage.config.image_size)
     if not stage.trains:
         return 4.0 * parameters
-    config, moco = stage.config, stage.config.moco
-    width = ResNet(config.model.arch, config.model.width).features
+    keep = config.keep_checkpoints
+    if config.keep_every_steps:
+        keep += stage.steps // config.keep_every_steps
+    model, moco = stage.config.model, stage.config.moco
+    width = ResNet(model.arch, model.width).features
     head = width * (width + moco.dim)
     return 4.0 * keep * (3 * (parameters + head) + moco.queue_size * moco.dim)
 
@@ -183,6 +186,6 @@ def describe(asked: plan.Plan, workdir: Path) -> list[str]:
         counted = f"{asked_for - left} of {asked_for} done"
         lines.append(f"evaluations: {', '.join(asked.config.evaluations)} on {shown}, {counted}")
     lines.append(time_left(asked, workdir))
-    size = sum(stage_bytes(stage) for stage in asked.stages) / 2**20
+    size = sum(stage_bytes(stage, asked.config) for stage in asked.stages) / 2**20
     lines.append(f"disk: about {size:.0f} MiB of checkpoints")
     return lines

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import psutil
 
-from hpt_jax import checkpoints, estimate, plan
+from hpt_jax import checkpoints, estimate, pictures, plan
 from hpt_jax.augment.policies import for_channels
 from hpt_jax.config import Config, labels_of
 from hpt_jax.data.splits import strata
@@ -27,7 +27,7 @@ from hpt_jax.weights import check as check_weights
 from hpt_jax.weights import load
 from hpt_jax.weights.names import flatten
 from hpt_jax.weights.proof import Proof, prove
-from hpt_jax.workdir import LINEAGE, StageFolder, read_json, stage_folder
+from hpt_jax.workdir import LINEAGE, StageFolder, locked, read_json, stage_folder
 
 
 def initial_backbone(
@@ -78,27 +78,55 @@ def reopen_damaged(asked: plan.Plan, root: Path, display: Display) -> None:
     Raises:
       UserError: there is none: training it all again is for the user to decide.
     """
-    needed = {
-        run.stage.id
-        for run in asked.runs
-        if run.arm == asked.config.export or _lacks_evaluations(run, asked, root)
-    }
+    exported = plan.exported(asked)
+    needed = {run.stage.id for run in asked.runs if missing(run.stage, asked, root)}
+    needed |= {exported.id} if exported else set()
     for stage in reversed(asked.stages):  # children first
         folder = stage_folder(root, stage.id)
-        fault = load.fault_of_stage(folder) if folder.is_done and stage.id in needed else None
-        whole = checkpoints.steps_in(folder.checkpoints) if fault or not folder.is_done else []
-        if fault:
-            if stage.trains and not whole:
-                raise load.lost(folder, fault)
-            folder.done.unlink()
-            display.line(f"{stage.id}: damaged at its end ({fault}): it goes on from where it can")
-        if not folder.is_done and not whole and stage.parent:
+        if stage.id in needed and folder.is_done:
+            _reopen(stage, folder, display)
+        if stage.parent and not folder.is_done and not _goes_on(folder):
             needed.add(stage.parent.id)
 
 
-def _lacks_evaluations(run: plan.Run, asked: plan.Plan, root: Path) -> bool:
-    files = plan.evaluation_files(run.stage, asked).values()
-    return not all(map(stage_folder(root, run.stage.id).has, files))
+def _reopen(stage: plan.Stage, folder: StageFolder, display: Display) -> None:
+    """Makes a stage unfinished whose end is damaged."""
+    if load.fault_of_stage(folder) is None:
+        return
+    with locked(folder.path, display.line):
+        fault = load.fault_of_stage(folder)
+        if fault is None:  # another run, that this one waited for, has mended it
+            return
+        if stage.trains and checkpoints.newest_whole(folder.checkpoints) is None:
+            raise load.lost(folder, fault)
+        folder.done.unlink(missing_ok=True)
+    display.line(f"{stage.id}: damaged at its end ({fault}): it goes on from where it can")
+
+
+def _goes_on(folder: StageFolder) -> bool:
+    """Whether an unfinished stage can go on without its parent."""
+    if has_lost_its_lineage(folder):
+        return False
+    return checkpoints.newest_whole(folder.checkpoints) is not None
+
+
+def has_lost_its_lineage(folder: StageFolder) -> bool:
+    """Whether a stage was begun, but what tells of its beginning is damaged or gone."""
+    return folder.checkpoints.exists() and read_json(folder.lineage, LINEAGE) is None
+
+
+# What is made of a backbone besides its evaluations.
+NEIGHBOURS = "neighbours"
+
+
+def missing(stage: plan.Stage, asked: plan.Plan, root: Path) -> list[str]:
+    """The evaluations of a stage's backbone that have no result yet, and `NEIGHBOURS`."""
+    if not asked.config.target:
+        return []
+    folder, files = stage_folder(root, stage.id), plan.evaluation_files(stage, asked)
+    left = [name for name, file in files.items() if not folder.has(file)]
+    neighbours = folder.path / plan.neighbours_file(stage, asked)
+    return left if pictures.neighbours_are_whole(neighbours) else [*left, NEIGHBOURS]
 
 
 def check(
@@ -123,7 +151,7 @@ def check(
         if data is not None:
             _check_unchanged(stage, root)
     for run in asked.runs:
-        if _lacks_evaluations(run, asked, root):
+        if missing(run.stage, asked, root):
             _check_target(asked.config, run.stage, library)
     for line in dict.fromkeys(line for stage in todo for line in _warnings(stage, library)):
         display.line(f"note: {line}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,8 +24,9 @@ nothing when all is done.
 NEEDED = {"--config": "FILE", "--workdir": "DIR"}
 
 
-# What is wrong with a disk or with permissions, and not with the program.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+# What is wrong with a disk and not with the program; with a file of the workdir, these too.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_FILE = (errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -63,7 +65,9 @@ def run_command(flags: dict[str, str], overrides: list[tuple[str, str]], stop: S
     try:
         run.run(asked, workdir, overrides, config_path=flags["--config"], stop=stop)
     except OSError as error:
-        if error.errno not in _DISK:
+        below = os.path.join(os.path.abspath(workdir), "")
+        ours = error.errno in _FILE and os.path.abspath(str(error.filename)).startswith(below)
+        if error.errno not in _DISK and not ours:
             raise
         where = f" ({error.filename})" if error.filename else ""
         expected = f"a disk that can be written to, but: {error.strerror}{where}"

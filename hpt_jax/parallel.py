@@ -156,8 +156,9 @@ def make_devices(
     """
     if deterministic:
         # XLA then also leaves out autotuning, which may choose other kernels in another process.
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
+        flags, own = os.environ.get("XLA_FLAGS", ""), "--xla_gpu_deterministic_ops=true"
+        if own not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {own}"
     available = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if count > len(available):
         raise UserError(

@@ -267,6 +267,14 @@ def neighbours_file(stage: Stage, asked: Plan) -> str:
     return f"neighbours-{content_hash(settings)}.json"
 
 
+def exported(asked: Plan) -> Stage | None:
+    """The stage whose backbone is exported: of the arm's first seed, and its longest budget."""
+    runs = [run for run in asked.runs if run.arm == asked.config.export]
+    of_first_seed = [run for run in runs if run.seed == runs[0].seed]
+    longest = max(of_first_seed, key=lambda run: run.pretrain_steps, default=None)
+    return longest.stage if longest else None
+
+
 def as_json(asked: Plan) -> dict[str, Any]:
     """The content of `plans/<name>.json`: the config, and where each result will be found."""
     return {

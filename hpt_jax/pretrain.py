@@ -62,7 +62,7 @@ def run_stage(
     """
     began, taken, last = time.monotonic(), 0, 0
     with (
-        stop.deferred() as defer,
+        stop.deferred(),
         # Closed whatever happens: a save under way is finished, not lost.
         contextlib.closing(
             checkpoints.Checkpoints(
@@ -77,7 +77,7 @@ def run_stage(
         else:
             assert data is not None
             training = Training(stage, data, devices)
-            first = train(training, folder, begin, saving, saver, display, stop, defer)
+            first = train(training, folder, begin, saving, saver, display, stop)
             last = training.steps
             taken = last - first
     seconds = time.monotonic() - began
@@ -93,7 +93,6 @@ def train(
     saver: checkpoints.Checkpoints,
     display: Display,
     stop: Stop,
-    defer: Callable[[], None],
 ) -> int:
     """The loop of a stage, up to its last save; returns the step that it went on from.
 
@@ -104,8 +103,7 @@ def train(
       saving: when to log and to save.
       saver: of the stage's checkpoints.
       display: where progress goes.
-      stop: whether a signal has asked to stop.
-      defer: called when there is something to save, so that signals wait for it.
+      stop: whether a signal has asked to stop; told when there is something to save.
     """
     stage, steps, start = training.stage, training.steps, 0
     found = saver.restore_newest(training.saved_like(), display.line)
@@ -116,6 +114,7 @@ def train(
         initial = begin()
         carry = training.initial(initial)
         writers.write_parameter_overview(initial.params, folder.path / "parameters.txt")
+        del initial  # of which a copy is trained
     if stage.trains and not folder.views.is_file():
         method, settings = training.method, training.settings
         pictures.write_views(folder.views, stage, training.data, method, settings, carry.state.rng)
@@ -128,7 +127,7 @@ def train(
     ):
         for step, batch in zip(range(start, steps), batches, strict=True):
             carry, metrics = training.take(carry, batch, step)
-            defer()
+            stop.hold()
             # One step is always queued behind the one that runs; more would only delay a stop.
             jax.block_until_ready(previous)
             previous = metrics
@@ -143,11 +142,12 @@ def train(
                 note = f"loss {means['loss']:.3f}"
                 _check_finite(carry, training, folder)
             progress(done, note)
-            if stop.asked or done == steps or _due(saving, done, time.monotonic() - last_save):
+            asked = stop.asked  # once: a signal may come at any moment
+            if asked or done == steps or _due(saving, done, time.monotonic() - last_save):
                 _check_finite(carry, training, folder)  # so that every checkpoint is good
                 saver.save(done, saved(carry))
                 last_save = time.monotonic()
-            if stop.asked:
+            if asked:
                 break
     return start
 
@@ -175,13 +175,19 @@ def _check_finite(carry: Carry, training: Training, folder: StageFolder) -> None
         + ", ".join(f"{name} {float(value):.4g}" for name, value in row.items() if name != "step")
         for row in rows
     )
-    rate = training.stage.config.optimizer.learning_rate
-    raise UserError(
-        "optimizer.learning_rate",
-        rate,
-        f"finite numbers, but {training.stage.id} diverged: at step {bad + 1} its loss, gradient "
-        "norm or weights are not",
-        f"Lower it, or set optimizer.warmup_steps.{history}\n"
-        "The last checkpoint is from before that step. To see the step and its images:\n"
-        f"  python -m hpt_jax.replay {shlex.quote(str(folder.path))} {bad + 1}",
+    stage, rate = training.stage, training.stage.config.optimizer.learning_rate
+    diverged = f"finite numbers, but {stage.id} diverged: at step {bad + 1} "
+    replay = (
+        "To see the step and its images:\n"
+        f"  python -m hpt_jax.replay {shlex.quote(str(folder.path))} {bad + 1}"
     )
+    if not stage.trains:
+        expected = f"{diverged}the statistics of its batch are not"
+        fix = f"The weights that it starts from are at fault. {replay}"
+        raise UserError(f"stages.{stage.name}", None, expected, fix)
+    expected = f"{diverged}its loss, gradient norm or weights are not"
+    fix = (
+        f"Lower it, or set optimizer.warmup_steps.{history}\n"
+        f"The last checkpoint is from before that step. {replay}"
+    )
+    raise UserError("optimizer.learning_rate", rate, expected, fix)

@@ -57,21 +57,20 @@ def replay(path: Path, step: int, display: Display) -> dict[str, Any]:
     Raises:
       UserError: there is no such stage or step.
     """
-    path = path.absolute()
+    path = path.resolve()
     folder, root = StageFolder(path), path.parent.parent
     stage, asked = _find(folder, root, display)
     options = asked.config.parallel
     devices = parallel.make_devices(options.devices, options.map, options.deterministic)
     data = Library(asked.config.data_dir, devices, display).of_stage(stage)
-    if data is None:
+    if data is None or stage.config.trainable == "nothing":
         raise UserError("stage", str(path), "one that takes steps", "Choose another.")
     parts = training.Training(stage, data, devices)
     if not 1 <= step <= parts.steps:
         raise UserError("step", step, f"a step from 1 to {parts.steps}", "metrics.csv counts so.")
 
-    before = [saved for saved in checkpoints.steps_in(folder.checkpoints) if saved < step]
-    start = max(before, default=0)
-    if before:
+    start = checkpoints.newest_whole(folder.checkpoints, before=step) or 0
+    if start:
         like = parts.saved_like()
         carry = parts.restored(checkpoints.restore(folder.checkpoints, start, like))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from hpt_jax.signals import Stop
 from hpt_jax.telemetry.display import Display
 from hpt_jax.training import make_model
 from hpt_jax.weights import export, load
-from hpt_jax.workdir import LINEAGE, read_json, stage_folder, write_json
+from hpt_jax.workdir import stage_folder, write_json
 
 
 def run(
@@ -96,8 +95,7 @@ def run(
             evaluate(one.stage, asked, root, library, devices, display)
     # Else the results of a run that ends at the same moment could be left out.
     with workdir.locked(root, display.line):
-        if asked.config.export:
-            export_arm(asked, root, display)
+        export_arm(asked, root, display)
         return report(asked, root, display)
 
 
@@ -150,7 +148,6 @@ def run_stage(
     data = library.of_stage(stage)
     display.line(f"{stage.id}: {words(stage)}, seed {stage.seed}{_recipe(stage)}")
 
-    @functools.cache
     def begin() -> Backbone:
         initial, proof = handover.initial_backbone(stage, root, data, devices)
         write_json(folder.lineage, lineage(stage, data, initial, proof))
@@ -158,8 +155,8 @@ def run_stage(
             display.line(line)
         return initial
 
-    if read_json(folder.lineage, LINEAGE) is None:
-        begin()  # a stage that goes on from a checkpoint needs it too, where it was damaged
+    if handover.has_lost_its_lineage(folder):
+        begin()
     saving = pretrain.Saving(
         config.log_every_steps,
         config.save_every_steps,
@@ -192,11 +189,8 @@ def evaluate(
 ) -> None:
     """Each evaluation of a backbone that has no result yet."""
     folder, config = stage_folder(root, stage.id), asked.config
-    files = plan.evaluation_files(stage, asked)
-    missing = [name for name, file in files.items() if not folder.has(file)]
-    neighbours = folder.path / plan.neighbours_file(stage, asked)
-    shown = pictures.neighbours_are_whole(neighbours)
-    if shown and not missing:
+    missing = handover.missing(stage, asked, root)
+    if not missing:
         return
     backbone = load.load_stage(folder)
     low, high = (int(value) for value in backbone.pixel_window)
@@ -213,8 +207,11 @@ def evaluate(
         center_crop=stage.config.input.center_crop,
         seed=stage.seed,
     )
-    if not shown:
+    if handover.NEIGHBOURS in missing:
+        missing.remove(handover.NEIGHBOURS)
+        neighbours = folder.path / plan.neighbours_file(stage, asked)
         pictures.write_neighbours(neighbours, subject.features, data, stage.config)
+    files = plan.evaluation_files(stage, asked)
     for name in missing:
         steps = evaluations.steps(name, config, len(data.splits["train"]))
         with display.progress(f"{stage.id}: {name}", steps) as update:
@@ -230,10 +227,10 @@ def evaluate(
 
 
 def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:
-    """Writes the backbone of the arm that `export` names: its first seed, its longest budget."""
-    runs = [one for one in asked.runs if one.arm == asked.config.export]
-    of_first_seed = [one for one in runs if one.seed == runs[0].seed]
-    stage = max(of_first_seed, key=lambda one: one.pretrain_steps).stage
+    """Writes the backbone of the arm that `export` names, if it names one."""
+    stage = plan.exported(asked)
+    if stage is None:
+        return
     folder = stage_folder(root, stage.id)
     facts = load.inspect(str(folder.path)) or {}
     path = export.export_backbone(load.load_stage(folder), facts, root / "export")

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -46,21 +46,22 @@ class Stop:
         return self._asked is not None
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[Callable[[], None]]:
-        """Yields a function to call as soon as something is not saved; all is when this is left.
+    def deferred(self) -> Iterator[None]:
+        """Within this `hold` may be called; when it is left, everything is saved.
 
         Raises:
           Interrupted: on leaving, if a signal has asked meanwhile.
         """
         try:
-            yield self._hold
+            yield
         finally:
             with self._lock:
                 self._unsaved = False
         if self._asked is not None:
             raise Interrupted(self._asked)
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
+        """Tells that something is not saved, so that signals wait for it."""
         with self._lock:
             self._unsaved = True
 

@@ -17,6 +17,7 @@ import os
 import re
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -173,13 +174,11 @@ class StageFolder:
     @property
     def is_done(self) -> bool:
         """Whether the stage needs no more work, and those after it can start from it."""
-        return read_json(self.done, DONE) is not None and (
-            read_json(self.lineage, LINEAGE) is not None
-        )
+        return _holds(self.done, DONE) and _holds(self.lineage, LINEAGE)
 
     def has(self, evaluation: str) -> bool:
         """Whether an evaluation is done, by its file below the folder."""
-        return read_json(self.path / evaluation, EVALUATION) is not None
+        return _holds(self.path / evaluation, EVALUATION)
 
 
 def stage_folder(workdir: Path, stage_id: str) -> StageFolder:
@@ -226,16 +225,29 @@ def whole(path: Path) -> Iterator[Path]:
     """
     make_folder(path.parent)
     # Two runs may finish the same evaluation: neither may rename what the other is writing.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # or a power loss could leave the new name without content
+        flush(temporary)  # or a power loss could leave the new name without content
+        if path.is_dir():
+            raise UserError(str(path), None, "a file, but it is a folder", _REMOVE)
         os.replace(temporary, path)
-    except IsADirectoryError:
-        raise UserError(str(path), None, "a file, but it is a folder", _REMOVE) from None
+        flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk, where it outlives the power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some file systems on a network cannot do it for folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
 
 
 def make_folder(path: Path) -> None:
@@ -271,6 +283,21 @@ def read_json(path: Path, shape: Any = dict) -> Any:
         expected = f"a file that can be read, but: {error.strerror}"
         raise UserError(str(path), None, expected, "Allow it.") from None
     return content if fits(content, shape) else None
+
+
+_held: dict[tuple[Any, ...], bool] = {}
+
+
+def _holds(path: Path, shape: Any) -> bool:
+    """Whether `read_json` finds something; a file that has not changed is not read again."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    key = (path, id(shape), status.st_ino, status.st_mtime_ns, status.st_size)
+    if key not in _held:
+        _held[key] = read_json(path, shape) is not None
+    return _held[key]
 
 
 def fits(value: Any, shape: Any) -> bool:

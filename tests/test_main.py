@@ -356,8 +356,8 @@ def test_the_command_is_kept_beside_the_plan(tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_with_128_and_its_number(tmp_path, monkeypatch, capsys, number):
     def stopped(*args, stop, **kwargs):
-        with stop.deferred() as defer:
-            defer()
+        with stop.deferred():
+            stop.hold()
             os.kill(os.getpid(), number)
             while not stop.asked:
                 pass
@@ -373,8 +373,10 @@ def test_a_signal_ends_with_128_and_its_number(tmp_path, monkeypatch, capsys, nu
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_disk_that_cannot_be_written_to_is_no_bug(tmp_path, monkeypatch, capsys, number):
+    place = tmp_path / "w" / "results.csv"
+
     def failed(*args, **kwargs):
-        raise OSError(number, os.strerror(number), "w/results.csv")
+        raise OSError(number, os.strerror(number), str(place))
 
     monkeypatch.setattr(run, "run", failed)
     (tmp_path / "c.py").write_text(CONFIG.format(lines="pass"))
@@ -382,6 +384,10 @@ def test_a_disk_that_cannot_be_written_to_is_no_bug(tmp_path, monkeypatch, capsy
     said = capsys.readouterr().err
     assert os.strerror(number) in said
     assert "results.csv" in said
+    place = tmp_path / "other" / "results.csv"
+    if number == errno.EACCES:  # which says nothing of the workdir
+        with pytest.raises(PermissionError):
+            main(["--config", str(tmp_path / "c.py"), "--workdir", str(tmp_path / "w")])
 
 
 @pytest.mark.parametrize("zeros", [jax.numpy.zeros, np.zeros])

@@ -25,7 +25,6 @@ _DAMAGED = (
     EOFError,
     RuntimeError,
     struct.error,
-    MemoryError,  # asked for by a header that says more than the file holds
     Image.DecompressionBombError,
 )
 # tifffile computes with what a file's tags say, whatever it is.

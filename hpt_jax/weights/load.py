@@ -21,7 +21,7 @@ from hpt_jax.models.resnet import STEMS
 from hpt_jax.weights import dialects, files
 from hpt_jax.weights.architecture import architecture_of, depths
 from hpt_jax.weights.names import flatten, torch_name
-from hpt_jax.workdir import StageFolder, read_json
+from hpt_jax.workdir import DONE, StageFolder, read_json
 
 # Of ImageNet's pixels, as torchvision normalises them.
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -121,10 +121,10 @@ def load(path: str, field: str = "init", prefix: str | None = None) -> Weights:
 
 
 def load_stage(folder: StageFolder) -> Backbone:
-    """The backbone of a stage, as numpy arrays: its last, or its newest while it is not done.
+    """The backbone of a finished stage, as numpy arrays.
 
     Raises:
-      UserError: that checkpoint is not whole.
+      UserError: its last checkpoint is not whole.
     """
     step, fault = _last_step(folder), fault_of_stage(folder)
     if step is None or fault:
@@ -134,6 +134,8 @@ def load_stage(folder: StageFolder) -> Backbone:
 
 def fault_of_stage(folder: StageFolder) -> str | None:
     """What keeps a stage's backbone from being loaded, in words; None if nothing does."""
+    if not folder.is_done:
+        return "it is not finished"
     step = _last_step(folder)
     if step is None:
         return "it has no whole checkpoint"
@@ -142,10 +144,10 @@ def fault_of_stage(folder: StageFolder) -> str | None:
 
 
 def _last_step(folder: StageFolder) -> int | None:
-    done = read_json(folder.done) if folder.is_done else {}
-    if "checkpoint" in done:
-        return int(done["checkpoint"])
-    return max(checkpoints.steps_in(folder.checkpoints), default=None)
+    done = read_json(folder.done, DONE) or {}
+    # Stages of earlier versions do not tell.
+    found: int | None = done.get("checkpoint", checkpoints.newest_whole(folder.checkpoints))
+    return found
 
 
 def lost(folder: StageFolder, fault: str) -> UserError:

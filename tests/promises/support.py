@@ -54,9 +54,17 @@ def last_stage(config: config_dict.ConfigDict, arm: str) -> plan.Stage:
     return next(one.stage for one in asked.runs if one.arm == arm)
 
 
+def steps_in(folder: Path) -> list[int]:
+    """All whole checkpoints below a folder, oldest first."""
+    found: list[int] = []
+    while (step := checkpoints.newest_whole(folder, found[0] if found else None)) is not None:
+        found.insert(0, step)
+    return found
+
+
 def saved(folder: StageFolder, part: str) -> dict[str, np.ndarray]:
     """One part ('backbone' or 'state') of a stage's newest checkpoint, flat, by path."""
-    step = checkpoints.steps_in(folder.checkpoints)[-1]
+    step = steps_in(folder.checkpoints)[-1]
     tree = checkpoints.restore_subtree(folder.checkpoints, step, part)
     return {
         jax.tree_util.keystr(path): np.asarray(leaf)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +18,16 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 from PIL import Image
-from support import folder_of, last_stage, saved, tiny_config
+from support import folder_of, last_stage, saved, steps_in, tiny_config
 
-from hpt_jax import checkpoints, main, replay, run, training
+from hpt_jax import main, pretrain, replay, run, training
 from hpt_jax.data.order import batch_indices
 from hpt_jax.errors import UserError
 from hpt_jax.library import Library
 from hpt_jax.parallel import make_devices
+from hpt_jax.signals import Interrupted, Stop
 from hpt_jax.telemetry.display import Display
+from hpt_jax.weights.load import load_stage
 from hpt_jax.workdir import StageFolder
 
 
@@ -37,7 +40,7 @@ def config_of(images: Path) -> config_dict.ConfigDict:
     config.evaluations = ("knn",)
     config.stages.base = dict(dataset="folder:base", steps=6)
     config.stages.target = dict(dataset="folder:target", steps=8)
-    config.arms.update({"S": ("base",), "B+T": ("base", "target")})
+    config.arms.update({"random": (), "S": ("base",), "B+T": ("base", "target")})
     return config
 
 
@@ -94,7 +97,7 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert results(config, workdir) == results(config, whole)
 
 
-@pytest.mark.parametrize("needed_by", ["a child", "an evaluation"])
+@pytest.mark.parametrize("needed_by", ["a child", "an evaluation", "a picture", "a lineage"])
 def test_a_finished_stage_with_a_damaged_end_is_trained_on_where_it_is_needed(
     images: Path, whole: Path, workdir: Path, needed_by: str
 ) -> None:
@@ -102,8 +105,12 @@ def test_a_finished_stage_with_a_damaged_end_is_trained_on_where_it_is_needed(
     base, target = (folder_of(config, workdir, arm) for arm in ("S", "B+T"))
     if needed_by == "a child":
         shutil.rmtree(target.path)
-    else:
+    elif needed_by == "an evaluation":
         shutil.rmtree(base.path / "evaluations")
+    elif needed_by == "a picture":
+        next(base.path.glob("neighbours-*.png")).unlink()
+    else:  # of a child, which is written again from what it began with
+        target.lineage.write_text("")
     damage(base.checkpoints / "6")
     run.run(config, workdir)
     assert (base.checkpoints / "6.damaged").is_dir()
@@ -112,11 +119,36 @@ def test_a_finished_stage_with_a_damaged_end_is_trained_on_where_it_is_needed(
 
 def test_a_damaged_end_that_nothing_needs_is_left_alone(images: Path, workdir: Path) -> None:
     config = config_of(images)
+    config.export = "B+T"
     base = folder_of(config, workdir, "S")
     damage(base.checkpoints / "6")
     run.run(config, workdir)
     assert base.is_done
     assert (base.checkpoints / "6").is_dir()
+
+
+def test_a_stage_that_is_not_done_hands_nothing_over(images: Path, workdir: Path) -> None:
+    folder = folder_of(config_of(images), workdir, "S")
+    folder.done.unlink()
+    with pytest.raises(UserError, match="not finished"):
+        load_stage(folder)
+
+
+def test_a_signal_that_comes_at_any_moment_of_the_loop_is_saved_first(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Stop()
+
+    def due(*args: Any) -> bool:  # asked for after the loop has looked whether it is
+        stop._asked = signal.SIGTERM
+        return False
+
+    monkeypatch.setattr(pretrain, "_due", due)
+    with pytest.raises(Interrupted):
+        run.run(config_of(images), tmp_path, stop=stop)
+    folder = folder_of(config_of(images), tmp_path, "S")
+    rows = len(folder.metrics.read_text().splitlines()) - 1
+    assert steps_in(folder.checkpoints) == [rows] == [2]
 
 
 def test_a_begun_stage_needs_its_parents_checkpoints_no_more(
@@ -217,7 +249,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     monkeypatch.setattr(training.Training, "take", take)
     config = config_of(images)
     # The save after step 4 may have been under way.
-    steps = checkpoints.steps_in(folder_of(config, disk / "run", "B+T").checkpoints)
+    steps = steps_in(folder_of(config, disk / "run", "B+T").checkpoints)
     assert steps in ([2], [2, 4])
     (disk / "filler").unlink()
     assert main.main(command) == 0
@@ -241,7 +273,7 @@ def test_divergence_names_its_step_which_can_be_replayed(
     assert f"{folder.path.name} diverged: at step 7 " in said
     assert f"python -m hpt_jax.replay {folder.path} 7" in said
     assert "step 3: " in said  # the history
-    assert checkpoints.steps_in(folder.checkpoints) == [4, 6]
+    assert steps_in(folder.checkpoints) == [4, 6]
 
     before = sorted(p for p in tmp_path.rglob("*") if "compilation_cache" not in str(p))
     found = replay.replay(folder.path, 7, Display())
@@ -280,16 +312,20 @@ def test_a_replayed_step_is_the_step_that_was(images: Path, workdir: Path, step:
 
 @pytest.mark.parametrize(
     ("stage", "step", "said"),
-    [("", "9", "from 1 to 8"), ("", "0", "from 1 to 8"), ("x", "1", "a plan of its workdir")],
+    [
+        ("target-*", "9", "from 1 to 8"),
+        ("target-*", "0", "from 1 to 8"),
+        ("random-*", "1", "one that takes steps"),
+        ("random-*/..", "1", "a plan of its workdir"),
+    ],
 )
 def test_a_replay_of_what_never_was_is_refused(
-    images: Path,
     whole: Path,
     capsys: pytest.CaptureFixture[str],
     stage: str,
     step: str,
     said: str,
 ) -> None:
-    folder = folder_of(config_of(images), whole, "B+T")
-    assert replay.main([f"{folder.path}{stage}", step]) == 2
+    (folder,) = (whole / "stages").glob(stage)
+    assert replay.main([str(folder), step]) == 2
     assert said in capsys.readouterr().err

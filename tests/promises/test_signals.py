@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import folder_of, saved
+from support import folder_of, saved, steps_in
 
-from hpt_jax import checkpoints, run
+from hpt_jax import run
 from hpt_jax.config import load
 from hpt_jax.workdir import StageFolder
 
@@ -59,14 +59,6 @@ PHASES = {
             return take(self, carry, batch, step)
         training.Training.take = slow
     """,
-    "long step": """
-        take = training.Training.take
-        def slow(self, carry, batch, step):
-            if step == 2:
-                within(seconds=1000)
-            return take(self, carry, batch, step)
-        training.Training.take = slow
-    """,
     "save": """
         write = checkpoints.write_manifest
         def slow(folder):
@@ -94,11 +86,6 @@ class Process:
 
     def send(self, number: int) -> None:
         self._process.send_signal(number)
-
-    def until(self, said: str) -> None:
-        """Waits for a line on stderr."""
-        assert self._process.stderr is not None
-        assert any(said in line for line in self._process.stderr)
 
     def end(self) -> tuple[int, str]:
         """Exit code and stderr, when it has ended by itself."""
@@ -137,7 +124,10 @@ def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return dict(results(config, root))
 
 
-@pytest.mark.parametrize(("phase", "number"), [("step", signal.SIGTERM), ("save", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("phase", "number"),
+    [("step", signal.SIGTERM), pytest.param("save", signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_before_it_stops_and_the_same_command_continues(
     config: Path, tmp_path: Path, undisturbed: dict[str, object], phase: str, number: int
 ) -> None:
@@ -149,7 +139,7 @@ def test_a_signal_saves_before_it_stops_and_the_same_command_continues(
     assert "Traceback" not in stderr
     folder = folder_in(tmp_path, config)
     assert not folder.is_done
-    steps = checkpoints.steps_in(folder.checkpoints)
+    steps = steps_in(folder.checkpoints)
     # The third step is step 2; the save is that after step 4, and steps go on meanwhile.
     assert steps == [3] if phase == "step" else steps[0] == 4
     run.run(load(str(config)), tmp_path)
@@ -157,7 +147,11 @@ def test_a_signal_saves_before_it_stops_and_the_same_command_continues(
 
 
 @pytest.mark.parametrize(
-    ("phase", "number"), [("compile", signal.SIGTERM), ("evaluation", signal.SIGINT)]
+    ("phase", "number"),
+    [
+        ("compile", signal.SIGTERM),
+        pytest.param("evaluation", signal.SIGINT, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_at_once_what_has_nothing_to_save(
     config: Path, tmp_path: Path, phase: str, number: int
@@ -170,13 +164,26 @@ def test_a_signal_ends_at_once_what_has_nothing_to_save(
     assert folder_in(tmp_path, config).is_done == (phase == "evaluation")
 
 
-def test_a_second_signal_ends_at_once(config: Path, tmp_path: Path) -> None:
-    process = Process(config, tmp_path, "long step")
-    process.send(signal.SIGTERM)
-    process.until("again to stop at once")
-    process.send(signal.SIGTERM)
-    assert process.end()[0] == 128 + signal.SIGTERM
-    assert checkpoints.steps_in(folder_in(tmp_path, config).checkpoints) == []
+def test_a_second_signal_ends_at_once() -> None:
+    code = """
+        import os, signal
+        from hpt_jax.signals import Stop
+        stop = Stop()
+        with stop.listening(), stop.deferred():
+            stop.hold()
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not stop.asked:
+                pass
+            print("asked", flush=True)
+            os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                pass
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stdout == "asked\n"
+    assert "again to stop at once" in done.stderr
 
 
 def test_signals_that_the_parent_ignores_stay_ignored() -> None:
@@ -187,8 +194,8 @@ def test_signals_that_the_parent_ignores_stay_ignored() -> None:
         stop = Stop()
         with stop.listening():
             os.kill(os.getpid(), signal.SIGINT)
-            with stop.deferred() as defer:
-                defer()
+            with stop.deferred():
+                stop.hold()
         assert not stop.asked
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     """
