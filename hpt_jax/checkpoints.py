@@ -1,8 +1,8 @@
 """A stage's checkpoints: the only file that imports Orbax.
 
 `<folder>/<step>/` holds Orbax's files and `manifest.json`, with the size and the blake2b of each,
-which is renamed into place last: a step without a manifest is not a checkpoint yet, and one whose
-files are not as its manifest says is none any more.
+which is renamed into place last: a step without a manifest, or whose files are not as it says, is
+no checkpoint.
 """
 
 from __future__ import annotations
@@ -49,12 +49,9 @@ class Checkpoints:
         self.folder = folder.absolute()
         make_folder(self.folder)
         self._keep, self._keep_every, self._beside = keep, keep_every, beside
-        # Left by a kill in the middle of a save, before or after Orbax's own rename.
-        for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
+        # Left by a kill in the middle of a save or of a deletion.
+        for left in (*self.folder.glob("*.orbax-checkpoint-tmp*"), *self.folder.glob("*.old")):
             shutil.rmtree(left)
-        for step in _numbered(self.folder):
-            if not (self.folder / str(step) / MANIFEST).exists():
-                shutil.rmtree(self.folder / str(step))
         self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         # Orbax's own callback runs before its rename; the manifest has to come after it.
         self._finalizer = futures.ThreadPoolExecutor(1)
@@ -70,6 +67,8 @@ class Checkpoints:
         # Seen here a full disk is one clear error; Orbax's threads make many of it.
         if shutil.disk_usage(self.folder).free < sum(leaf.nbytes for leaf in jax.tree.leaves(tree)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+        if (self.folder / str(step)).exists():
+            self._set_aside(step)
         self._checkpointer.save(self.folder / str(step), args=ocp.args.StandardSave(tree))
         self._finalized = self._finalizer.submit(self._finalize, step)
 
@@ -85,9 +84,9 @@ class Checkpoints:
         write_manifest(self.folder / str(step))
         for old in _numbered(self.folder)[: -self._keep]:
             if not self._keep_every or old % self._keep_every:
-                # In this order, so that a kill between the two leaves no damaged checkpoint.
-                (self.folder / str(old) / MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(self.folder / str(old))
+                # In two steps, so that a kill between them leaves no damaged checkpoint.
+                shutil.rmtree((self.folder / str(old)).rename(self.folder / f"{old}.old"))
+        shutil.rmtree(self._aside(step), ignore_errors=True)  # which this one is again
 
     def wait(self) -> None:
         """Waits for the save under way, its manifest included.
@@ -102,23 +101,30 @@ class Checkpoints:
     def restore_newest(self, like: Any, line: Callable[[str], None]) -> tuple[int, Any] | None:
         """The newest whole checkpoint: its step, and the exact tree; None where there is none.
 
-        Damaged ones on the way are kept aside as `<step>.damaged`.
+        Damaged ones on the way are kept aside as `<step>.damaged`, until that step is saved again.
 
         Args:
           like: a tree of arrays or of jax.ShapeDtypeStruct with shardings.
           line: told of each damaged checkpoint.
         """
-        for step in reversed(_numbered(self.folder)):
+        steps = _numbered(self.folder)
+        for step in reversed(steps):
             path = self.folder / str(step)
             fault = fault_of(path)
             if fault is None:
                 return step, restore(self.folder, step, like)
-            aside = self.folder / f"{step}.damaged"
-            if aside.exists():
-                shutil.rmtree(aside)
-            path.rename(aside)
-            line(f"{path}: damaged ({fault}), kept as {aside.name} and not used")
+            self._set_aside(step)
+            line(f"{path}: damaged ({fault}), kept as {self._aside(step).name} and not used")
+        if steps:
+            line(f"{self.folder}: no whole checkpoint is left, so the stage begins anew")
         return None
+
+    def _aside(self, step: int) -> Path:
+        return self.folder / f"{step}.damaged"
+
+    def _set_aside(self, step: int) -> None:
+        shutil.rmtree(self._aside(step), ignore_errors=True)
+        (self.folder / str(step)).rename(self._aside(step))
 
     def close(self) -> None:
         """Finishes the save under way and ends Orbax's threads."""
@@ -198,6 +204,8 @@ def write_manifest(folder: Path) -> None:
 
 def fault_of(folder: Path) -> str | None:
     """What is not as the manifest of a step says, in words; None if all is."""
+    if not folder.is_dir():
+        return "it is not there"
     name = MANIFEST
     try:
         text = (folder / MANIFEST).read_text()

@@ -113,10 +113,14 @@ def write_contact_sheet(
     count = stage.config.batch_size
     rows = data.rows[order.batch_indices(stage.seed, step, count, len(data.rows))]
     pairs = _pair(stage, data, method, settings, rng, step, rows, np.arange(count))
-    across = math.ceil(math.sqrt(count / 2))
-    empty = np.zeros((-count % across, *pairs.shape[1:]), np.uint8)
+    empty = np.zeros((-count % across(count), *pairs.shape[1:]), np.uint8)
     cells = np.concatenate([pairs, empty])
-    _save(montage(cells.reshape(-1, 2 * across, *pairs.shape[2:])), path)
+    _save(montage(cells.reshape(-1, 2 * across(count), *pairs.shape[2:])), path)
+
+
+def across(count: int) -> int:
+    """How many pairs stand in a row of a contact sheet, which is then about square."""
+    return math.ceil(math.sqrt(count / 2))
 
 
 def evaluation_views(store: Store, rows: np.ndarray, config: config_lib.Stage) -> np.ndarray:

@@ -140,11 +140,11 @@ def train(
                 totals = jax.tree.map(jnp.zeros_like, carry.totals)
                 carry = dataclasses.replace(carry, totals=totals)
                 note = f"loss {means['loss']:.3f}"
-                _check_finite(carry, training, folder)
+                _check_finite(carry, training, folder, saver)
             progress(done, note)
             asked = stop.asked  # once: a signal may come at any moment
             if asked or done == steps or _due(saving, done, time.monotonic() - last_save):
-                _check_finite(carry, training, folder)  # so that every checkpoint is good
+                _check_finite(carry, training, folder, saver)  # so that every checkpoint is good
                 saver.save(done, saved(carry))
                 last_save = time.monotonic()
             if asked:
@@ -165,16 +165,26 @@ def _means(totals: dict[str, jax.Array]) -> dict[str, float]:
     return {name: value / count for name, value in sums.items()}
 
 
-def _check_finite(carry: Carry, training: Training, folder: StageFolder) -> None:
+def _check_finite(
+    carry: Carry, training: Training, folder: StageFolder, saver: checkpoints.Checkpoints
+) -> None:
     bad = int(carry.first_bad)
     if bad < 0:
         return
-    rows = writers.read_metrics(folder.metrics)[-5:]
+    saver.wait()
+    rows = [
+        {name: float(value) for name, value in row.items()}
+        for row in writers.read_metrics(folder.metrics)[-5:]
+    ]
+    if float(carry.totals["count"]):  # not written yet
+        rows.append({"step": int(carry.state.step), **_means(carry.totals)})
     history = "".join(
-        f"\n  step {row['step']}: "
-        + ", ".join(f"{name} {float(value):.4g}" for name, value in row.items() if name != "step")
+        f"\n  mean up to step {row.pop('step'):.0f}: "
+        + ", ".join(f"{name} {value:.4g}" for name, value in row.items())
         for row in rows
     )
+    saved_at = checkpoints.newest_whole(folder.checkpoints)
+    last = f"The last checkpoint is of step {saved_at}" if saved_at else "Nothing is saved yet"
     stage, rate = training.stage, training.stage.config.optimizer.learning_rate
     diverged = f"finite numbers, but {stage.id} diverged: at step {bad + 1} "
     replay = (
@@ -186,8 +196,5 @@ def _check_finite(carry: Carry, training: Training, folder: StageFolder) -> None
         fix = f"The weights that it starts from are at fault. {replay}"
         raise UserError(f"stages.{stage.name}", None, expected, fix)
     expected = f"{diverged}its loss, gradient norm or weights are not"
-    fix = (
-        f"Lower it, or set optimizer.warmup_steps.{history}\n"
-        f"The last checkpoint is from before that step. {replay}"
-    )
+    fix = f"Lower it, or set optimizer.warmup_steps.{history}\n{last}. {replay}"
     raise UserError("optimizer.learning_rate", rate, expected, fix)

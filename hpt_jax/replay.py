@@ -52,7 +52,7 @@ def replay(path: Path, step: int, display: Display) -> dict[str, Any]:
     Returns:
       The content of `replay-STEP.json`: 'step'; 'metrics', of it and of those before it; 'bad', the
       names of what is not finite after it; 'images', the files of its batch in the order of the
-      contact sheet.
+      contact sheet, which shows 'images_a_row', each as (query, key).
 
     Raises:
       UserError: there is no such stage or step.
@@ -97,6 +97,7 @@ def replay(path: Path, step: int, display: Display) -> dict[str, Any]:
         ],
         "bad": bad,
         "images": [names(int(data.store.index[row])) for row in rows],
+        "images_a_row": pictures.across(stage.config.batch_size),
     }
     written = path / f"replay-{step}.json"
     if stage.trains:

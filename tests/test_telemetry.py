@@ -207,8 +207,8 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch):
             update(done, "loss 1.5")
     lines = out.getvalue().splitlines()
     assert lines == [
-        "t-1: 35/100  1.0/s  65 s left  loss 1.5",
-        "t-1: 50/100  1.0/s  50 s left  loss 1.5",
+        "t-1: 36/100  1.0/s  64 s left  loss 1.5",
+        "t-1: 51/100  1.0/s  49 s left  loss 1.5",
     ]
     assert "\x1b" not in out.getvalue()
 

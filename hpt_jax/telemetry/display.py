@@ -47,7 +47,7 @@ class Display:
     ) -> Iterator[Callable[[int, str], None]]:
         """Yields `update(done, note)`; shows name, bar, rate, time left and the note."""
         if not self.console.is_terminal:
-            yield self._lines(name, total, start)
+            yield self._lines(name, total)
             return
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -61,12 +61,16 @@ class Display:
             task = bars.add_task(printable(name), total=total, completed=start, note="")
             yield lambda done, note: bars.update(task, completed=done, note=note)
 
-    def _lines(self, name: str, total: int, start: int) -> Callable[[int, str], None]:
-        began = last = time.monotonic()
+    def _lines(self, name: str, total: int) -> Callable[[int, str], None]:
+        began: float | None = None
+        last, start = 0.0, 0
 
         def update(done: int, note: str) -> None:
-            nonlocal last
+            nonlocal began, last, start
             now = time.monotonic()
+            if began is None:  # what comes before the end of the first step is compiling
+                began = last = now
+                start = done
             if now - last < SECONDS_BETWEEN_LINES:
                 return
             last = now

@@ -153,9 +153,9 @@ def _last_step(folder: StageFolder) -> int | None:
 def lost(folder: StageFolder, fault: str) -> UserError:
     """The error for a stage whose backbone cannot be loaded."""
     return UserError(
-        "checkpoints",
-        str(folder.checkpoints),
-        f"the whole end of a stage, but {fault}",
+        f"stage {folder.path.name}",
+        None,
+        f"its last checkpoint, from which others start, but {fault} ({folder.checkpoints})",
         f"Put its files back; or delete {folder.path}, and it is trained again.",
     )
 

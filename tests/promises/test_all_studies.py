@@ -63,7 +63,14 @@ def test_a_study_runs_on_the_aerial_triple_where_it_is_at_hand(analysis, tmp_pat
     assert {row.dataset for row in rows} == {TRIPLES["aerial"].target}
 
 
-@pytest.mark.parametrize("analysis", ANALYSES)
+# Which train most.
+LONG = ("augmentation_robustness", "data_robustness", "base_quality")
+
+
+@pytest.mark.parametrize(
+    "analysis",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one in LONG)) for one in ANALYSES],
+)
 def test_a_study_is_one_command_and_nothing_is_done_twice(analysis, images, workdir):
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("stages/*/done.json")}
     rows, _ = run_study(analysis, images, workdir, FOLDERS | TINY)

@@ -44,7 +44,8 @@ def test_bad_input_works_to_the_end_or_is_one_clear_message(case: Case, tmp_path
 
 
 def test_every_case_stands_in_the_table_of_the_documentation() -> None:
-    lines = [line for line in RELIABILITY.read_text().splitlines() if line.startswith("| ")]
+    section = RELIABILITY.read_text().partition("## Bad input")[2]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
     rows = [line for line in lines if line.rstrip(" |")[-1] in "02"]
     expected = [(case.name, str(case.exit)) for case in CASES]
     assert [
