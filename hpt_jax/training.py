@@ -102,9 +102,7 @@ class Training:
 
     def saved_like(self) -> dict[str, Any]:
         """Shapes, dtypes and places of what `saved` gives."""
-        backbone = abstract_backbone(self.settings.model, self.data.store.channels)
-        init = functools.partial(self.method.init, self.settings)
-        state = jax.eval_shape(init, jax.random.key(0), backbone)
+        state = _abstract_state(self.method, self.settings, self.data.store.channels)
         totals = _no_totals(self.method, self.settings)
         carry = Carry(state, totals, first_bad=totals["count"])  # which is not saved
         return jax.tree.map(
@@ -148,6 +146,12 @@ def initial_carry(method: ModuleType, settings: Any, rng: jax.Array, backbone: B
     """A method's fresh state around a backbone, and nothing counted yet."""
     state = _compiled_init(method, settings)(rng, backbone)
     return Carry(state, _no_totals(method, settings), jnp.full((), -1, jnp.int32))
+
+
+@functools.cache
+def _abstract_state(method: ModuleType, settings: Any, channels: int) -> Any:
+    init = functools.partial(method.init, settings)
+    return jax.eval_shape(init, jax.random.key(0), abstract_backbone(settings.model, channels))
 
 
 def _no_totals(method: ModuleType, settings: Any) -> dict[str, jax.Array]:

@@ -25,6 +25,7 @@ _DAMAGED = (
     EOFError,
     RuntimeError,
     struct.error,
+    MemoryError,  # asked for by a header that says more than the file holds
     Image.DecompressionBombError,
 )
 # tifffile computes with what a file's tags say, whatever it is.

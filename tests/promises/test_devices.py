@@ -39,7 +39,13 @@ def one_device(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 # 4 batch-norm groups: on 8 devices a group spans two of them, on 2 devices each holds two groups.
 @pytest.mark.parametrize(
-    ("devices", "mapping"), [(2, "shard_map"), (4, "shard_map"), (8, "shard_map"), (4, "pmap")]
+    ("devices", "mapping"),
+    [
+        (2, "shard_map"),
+        pytest.param(4, "shard_map", marks=pytest.mark.slow),
+        (8, "shard_map"),
+        (4, "pmap"),
+    ],
 )
 def test_one_device_equals_many(
     images: Path, tmp_path: Path, one_device: dict[str, np.ndarray], devices: int, mapping: str
