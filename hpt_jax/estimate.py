@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from hpt_jax import config as config_lib
 from hpt_jax import plan
 from hpt_jax.models.resnet import ResNet
-from hpt_jax.workdir import DONE, read_json, stage_folder
+from hpt_jax.shapes import DONE
+from hpt_jax.workdir import read_json, stage_folder
 
 # Model FLOP/s of one CPU core in a small ResNet's train step; a guess until a stage has run here.
 GUESSED_FLOPS_PER_CORE = 8e9

@@ -21,13 +21,14 @@ from hpt_jax.lineage import kin
 from hpt_jax.models.backbone import Backbone, abstract_backbone, init_backbone
 from hpt_jax.paper import statistics_note
 from hpt_jax.parallel import Devices
+from hpt_jax.shapes import LINEAGE
 from hpt_jax.telemetry.display import Display
 from hpt_jax.training import make_model
 from hpt_jax.weights import check as check_weights
 from hpt_jax.weights import load
 from hpt_jax.weights.names import flatten
 from hpt_jax.weights.proof import Proof, prove
-from hpt_jax.workdir import LINEAGE, StageFolder, locked, read_json, stage_folder
+from hpt_jax.workdir import StageFolder, locked, read_json, stage_folder
 
 
 def initial_backbone(

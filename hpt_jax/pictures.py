@@ -16,14 +16,15 @@ import numpy as np
 from PIL import Image
 
 from hpt_jax import config as config_lib
-from hpt_jax import plan
 from hpt_jax.augment import geometric
 from hpt_jax.data import loader, order
 from hpt_jax.data.loader import Crops
 from hpt_jax.data.store import Store
 from hpt_jax.library import StageData
 from hpt_jax.models.backbone import jit_once
-from hpt_jax.workdir import NEIGHBOURS, read_json, whole, write_json
+from hpt_jax.shapes import NEIGHBOURS
+from hpt_jax.training import Training
+from hpt_jax.workdir import read_json, whole, write_json
 
 VIEWED, PAIRS = 6, 2  # images of `views.png`, and how many (query, key) of each
 ASKED, NEAREST = 5, 5  # test images of `neighbours-*.png`, and how many neighbours of each
@@ -31,65 +32,46 @@ _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 THUMBNAIL = 96  # longest side of one image, pixels
 
 
-def write_views(
-    path: Path,
-    stage: plan.Stage,
-    data: StageData,
-    method: ModuleType,
-    settings: Any,
-    rng: jax.Array,
-) -> None:
+def write_views(path: Path, parts: Training, rng: jax.Array) -> None:
     """Saves `sample_views`, one image a row: the evaluation view, then (query, key) pairs."""
-    _save(montage(sample_views(stage, data, method, settings, rng)), path)
+    _save(montage(sample_views(parts, rng)), path)
 
 
-def sample_views(
-    stage: plan.Stage, data: StageData, method: ModuleType, settings: Any, rng: jax.Array
-) -> np.ndarray:
+def sample_views(parts: Training, rng: jax.Array) -> np.ndarray:
     """The stage's first images, and how training sees them.
 
     Pair p is what step p would show of the images that step 0 has in its first slots; pair 0 is
     what step 0 does show.
 
     Args:
-      stage: it trains.
-      data: its images.
-      method: see `training.METHODS`.
-      settings: of the method.
+      parts: of a stage that trains.
       rng: the key of its state.
 
     Returns:
       u8[images, 1 + 2 * PAIRS, size, size, channels], not normalised.
     """
-    config = stage.config
-    rows = data.rows[order.batch_indices(stage.seed, 0, config.batch_size, len(data.rows))]
-    slots = np.arange(min(VIEWED, config.batch_size, len(data.rows)))
-    pairs = [_pair(stage, data, method, settings, rng, step, rows, slots) for step in range(PAIRS)]
-    plain = evaluation_views(data.store, rows[slots], config)[:, None]
+    config, rows = parts.stage.config, parts.rows(0)
+    slots = np.arange(min(VIEWED, config.batch_size, len(parts.data.rows)))
+    pairs = [_pair(parts, rng, step, rows, slots) for step in range(PAIRS)]
+    plain = evaluation_views(parts.data.store, rows[slots], config)[:, None]
     return np.concatenate([plain, *pairs], axis=1)
 
 
 def _pair(
-    stage: plan.Stage,
-    data: StageData,
-    method: ModuleType,
-    settings: Any,
-    rng: jax.Array,
-    step: int,
-    rows: np.ndarray,
-    slots: np.ndarray,
+    parts: Training, rng: jax.Array, step: int, rows: np.ndarray, slots: np.ndarray
 ) -> np.ndarray:
     """The (query, key) that a step shows of some slots of a batch: u8[n, 2, size, size, c]."""
     # On one device, however many hold the state.
     rng = jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(rng))))
-    planned = method.plan_batch(settings, stage.seed, step, rows, data.store.sizes[rows])
+    stage, store, method, settings = parts.stage, parts.data.store, parts.method, parts.settings
+    planned = method.plan_batch(settings, stage.seed, step, rows, store.sizes[rows])
     # Keys stand in other slots than their queries.
     places = {"query": slots, "key": np.argsort(planned["key_slots"])[slots]}
     crops = {
         name: Crops(planned[name].rows[place], planned[name].boxes[place])
         for name, place in places.items()
     }
-    cut = loader.make_batch(data.store.read, crops, stage.config.image_size)
+    cut = loader.make_batch(store.read, crops, stage.config.image_size)
     views = []
     for view, name in enumerate(places):
         seen = _distort(method, settings)(rng, step, cut[name], slots, view)
@@ -97,22 +79,13 @@ def _pair(
     return np.stack(views, axis=1)
 
 
-def write_contact_sheet(
-    path: Path,
-    stage: plan.Stage,
-    data: StageData,
-    method: ModuleType,
-    settings: Any,
-    rng: jax.Array,
-    step: int,
-) -> None:
+def write_contact_sheet(path: Path, parts: Training, rng: jax.Array, step: int) -> None:
     """Saves the whole batch of a step, (query, key) by (query, key), slots from left to right.
 
     The arguments are those of `sample_views`, and the step, from 0.
     """
-    count = stage.config.batch_size
-    rows = data.rows[order.batch_indices(stage.seed, step, count, len(data.rows))]
-    pairs = _pair(stage, data, method, settings, rng, step, rows, np.arange(count))
+    count = parts.stage.config.batch_size
+    pairs = _pair(parts, rng, step, parts.rows(step), np.arange(count))
     empty = np.zeros((-count % across(count), *pairs.shape[1:]), np.uint8)
     cells = np.concatenate([pairs, empty])
     _save(montage(cells.reshape(-1, 2 * across(count), *pairs.shape[2:])), path)

@@ -116,8 +116,7 @@ def train(
         writers.write_parameter_overview(initial.params, folder.path / "parameters.txt")
         del initial  # of which a copy is trained
     if stage.trains and not folder.views.is_file():
-        method, settings = training.method, training.settings
-        pictures.write_views(folder.views, stage, training.data, method, settings, carry.state.rng)
+        pictures.write_views(folder.views, training, carry.state.rng)
 
     last_save, previous, note = time.monotonic(), None, ""
     with (

@@ -76,12 +76,7 @@ def replay(path: Path, step: int, display: Display) -> dict[str, Any]:
     else:
         carry = parts.initial(handover.initial_backbone(stage, root, data, devices)[0])
     display.line(f"{stage.id}: replays the steps {start + 1} to {step}")
-    history = []
-    with contextlib.closing(parts.batches(start, step)) as batches:
-        for number, batch in enumerate(batches, start + 1):
-            carry, metrics = parts.take(carry, batch, number - 1)
-            history.append({"step": number, **{k: float(v) for k, v in metrics.items()}})
-    history = history[-SHOWN - 1 :]
+    carry, history = _take(parts, carry, start, step)
     for row in history:
         display.line("  ".join(f"{name} {value:.6g}" for name, value in row.items()))
     bad = _not_finite({**history[-1], "backbone": carry.state.backbone})
@@ -102,14 +97,23 @@ def replay(path: Path, step: int, display: Display) -> dict[str, Any]:
     written = path / f"replay-{step}.json"
     if stage.trains:
         sheet = written.with_suffix(".png")
-        rng = carry.state.rng
-        pictures.write_contact_sheet(
-            sheet, stage, data, parts.method, parts.settings, rng, step - 1
-        )
+        pictures.write_contact_sheet(sheet, parts, carry.state.rng, step - 1)
         display.line(f"its images, as query and key saw them: {sheet}")
     write_json(written, found)
     display.line(f"their files: {written}")
     return found
+
+
+def _take(
+    parts: training.Training, carry: training.Carry, start: int, stop: int
+) -> tuple[training.Carry, list[dict[str, float]]]:
+    """Goes from after step `start` to after `stop`; with the metrics of the last ones, by step."""
+    history: list[dict[str, float]] = []
+    with contextlib.closing(parts.batches(start, stop)) as batches:
+        for number, batch in enumerate(batches, start + 1):
+            carry, metrics = parts.take(carry, batch, number - 1)
+            history.append({"step": number, **{k: float(v) for k, v in metrics.items()}})
+    return carry, history[-SHOWN - 1 :]
 
 
 def _find(folder: StageFolder, root: Path, display: Display) -> tuple[plan.Stage, plan.Plan]:

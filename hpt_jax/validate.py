@@ -23,7 +23,7 @@ from hpt_jax.config import (
 )
 from hpt_jax.errors import Mistake, nearest
 from hpt_jax.models.resnet import ARCHITECTURES, STEMS
-from hpt_jax.workdir import NAME
+from hpt_jax.shapes import NAME
 
 # Beyond these, counters of 32 bits and shapes overflow; whether there is memory for what they allow
 # is seen once the devices are known.

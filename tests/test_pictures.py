@@ -73,7 +73,7 @@ def test_views_are_those_of_the_train_step(resident: bool, monkeypatch: pytest.M
         stage.config, training.make_model(stage.config.model, data.feed.devices), 3
     )
     rng = jax.random.key(99)
-    shown = pictures.sample_views(stage, data, moco, settings, rng)
+    shown = pictures.sample_views(training.Training(stage, data, data.feed.devices), rng)
 
     rows = data.rows[batch_indices(stage.seed, 0, BATCH, len(data.rows))]
     pixels = data.dataset.images.pixels
@@ -105,13 +105,8 @@ def pictures_backbone() -> moco.Backbone:
 
 def test_views_differ_from_each_other_and_not_from_run_to_run() -> None:
     stage, data = stage_of(), data_of(dataset())
-    settings = moco.make_settings(
-        stage.config, training.make_model(stage.config.model, data.feed.devices), 3
-    )
-    first, again, other = (
-        pictures.sample_views(stage, data, moco, settings, jax.random.key(seed))
-        for seed in (1, 1, 2)
-    )
+    parts = training.Training(stage, data, data.feed.devices)
+    first, again, other = (pictures.sample_views(parts, jax.random.key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first[:, 1:].astype(int) - other[:, 1:]).mean() > 5
     for i in range(5):

@@ -31,8 +31,9 @@ from hpt_jax.report.tables import (
     spread,
     summarize,
 )
+from hpt_jax.shapes import DONE, EVALUATION, LINEAGE, NEIGHBOURS
 from hpt_jax.telemetry.writers import read_metrics
-from hpt_jax.workdir import DONE, EVALUATION, LINEAGE, NEIGHBOURS, read_json, stage_folder, whole
+from hpt_jax.workdir import read_json, stage_folder, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hpt_jax.report.tables import ResultRow
-from hpt_jax.workdir import EVALUATION, PLAN, read_json, stage_folder
+from hpt_jax.shapes import EVALUATION, PLAN
+from hpt_jax.workdir import read_json, stage_folder
 
 
 def collect(root: Path, line: Callable[[str], None] = print) -> list[ResultRow]:

@@ -18,10 +18,11 @@ from hpt_jax import checkpoints
 from hpt_jax.errors import UserError
 from hpt_jax.models.backbone import Backbone
 from hpt_jax.models.resnet import STEMS
+from hpt_jax.shapes import DONE
 from hpt_jax.weights import dialects, files
 from hpt_jax.weights.architecture import architecture_of, depths
 from hpt_jax.weights.names import flatten, torch_name
-from hpt_jax.workdir import DONE, StageFolder, read_json
+from hpt_jax.workdir import StageFolder, read_json
 
 # Of ImageNet's pixels, as torchvision normalises them.
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)

@@ -1,0 +1,143 @@
+"""What is read of the small files of a workdir, each as a shape that its content must have.
+
+The files hold more; but a workdir may come from elsewhere, and what is read of it must be what it
+is taken for.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+# A name that can be a file's, and leads nowhere else: of studies, stages and arms.
+NAME = re.compile(r"[\w@+%-][\w.@+%-]*")
+
+
+def _name(value: Any) -> bool:
+    return type(value) is str and NAME.fullmatch(value) is not None
+
+
+def _text(value: Any) -> bool:
+    """Text that a file can hold, though perhaps as bytes of a name that are no UTF-8."""
+    if type(value) is not str:
+        return False
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _share(value: Any) -> bool:
+    return _number(value) and 0 <= value <= 1
+
+
+def _seconds(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
+def _point(value: Any) -> bool:
+    return fits(value, [_number]) and len(value) == 2
+
+
+def _evaluation(value: Any) -> bool:
+    return type(value) is str and _name(value.removeprefix("evaluations/"))
+
+
+DONE = {"steps": _count, "steps_timed": _count, "seconds": _seconds, "checkpoint?": _count}
+LINEAGE = {
+    "id": _name,
+    "kin": str,
+    "words": str,
+    "seed": _count,
+    "config": {
+        "dataset": str,
+        "trainable": str,
+        "steps": _count,
+        "image_size": _count,
+        "augment": dict,
+        "model": {"arch": str, "width": _count, "stem": str, "stem_stride": _count},
+    },
+    "parents": [{"id": _name}],
+    "dataset": (
+        None,
+        {
+            "name": str,
+            "fingerprint": str,
+            "images": _count,
+            "pretrained_on": _count,
+            "unreadable": list,
+            "pixel_window": (None, list),
+            "cut": {...: list},
+        },
+    ),
+    "pixel_mean": [_number],
+    "pixel_std": [_number],
+    "versions": {...: str},
+    "weights?": (
+        None,
+        {"matched": _count, "expected": _count, "dialect": str, "notes": [str]},
+    ),
+}
+EVALUATION = {
+    "val": _share,
+    "test": _share,
+    "selected_by": str,
+    "selections": [{"curve?": [_point]}],
+    "labelled": list,
+}
+_SEEN = {"image": str, "classes": [str]}
+NEIGHBOURS = {"queries": [{**_SEEN, "neighbours": [{**_SEEN, "right": bool}]}]}
+PLAN = {
+    "study": _name,
+    "config_id": str,
+    "config": {"evaluations": [_name], "analysis?": str, "domain?": str, "shared?": dict},
+    "dataset": _text,
+    "metric": _name,
+    "runs": [
+        {
+            "arm": _name,
+            "seed": _count,
+            "stage_id": _name,
+            "chain": [_name],
+            "pretrain_steps": _count,
+            "evaluations": {...: _evaluation},
+            "neighbours?": _name,
+        }
+    ],
+    "command?": {"config": str, "workdir": str, "overrides": [[str]]},
+}
+
+
+def fits(value: Any, shape: Any) -> bool:
+    """Whether a value of JSON has a shape.
+
+    A shape is a type, None, or a function that tells; a list of one shape, for as many as there
+    are; a tuple of shapes, of which one must fit; or a dict of shapes by key, where a key with a
+    question mark at its end may be absent, and ... stands for all keys. Other keys may be there.
+    """
+    if isinstance(shape, dict):
+        if type(value) is not dict:
+            return False
+        if ... in shape:
+            return all(fits(one, shape[...]) for one in value.values())
+        return all(
+            fits(value[key.rstrip("?")], one) if key.rstrip("?") in value else key.endswith("?")
+            for key, one in shape.items()
+        )
+    if isinstance(shape, list):
+        return type(value) is list and all(fits(one, shape[0]) for one in value)
+    if isinstance(shape, tuple):
+        return any(fits(value, one) for one in shape)
+    if shape is None:
+        return value is None
+    return type(value) is shape if isinstance(shape, type) else bool(shape(value))
