@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpt_jax import (
+    branch,
     compiled,
     estimate,
     handover,
@@ -155,6 +156,7 @@ def run_stage(
             display.line(line)
         return initial
 
+    branch.branch(stage, root, display.line)
     if handover.has_lost_its_lineage(folder):
         begin()
     saving = pretrain.Saving(
@@ -164,7 +166,8 @@ def run_stage(
         config.keep_checkpoints,
         config.keep_every_steps,
     )
-    pretrain.run_stage(stage, folder, data, begin, devices, saving, display, stop)
+    labelled = stage.config.dataset == config.target and config.metric == "top1"
+    pretrain.run_stage(stage, folder, data, begin, devices, saving, display, stop, labelled)
 
 
 def _recipe(stage: plan.Stage) -> str:

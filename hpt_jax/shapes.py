@@ -58,6 +58,7 @@ LINEAGE = {
     "id": _name,
     "kin": str,
     "words": str,
+    "branch?": (None, {"trunk": str, "step": _count}),
     "seed": _count,
     "config": {
         "dataset": str,
@@ -88,6 +89,8 @@ LINEAGE = {
         {"matched": _count, "expected": _count, "dialect": str, "notes": [str]},
     ),
 }
+_VERDICT = {"step": _count, "level": str, "text": str}
+HEALTH = {**_VERDICT, "history": [_VERDICT], "recommendation": str}
 EVALUATION = {
     "val": _share,
     "test": _share,

@@ -22,13 +22,14 @@ class MetricsWriter:
       csv_path: the stage's `metrics.csv`.
       start: the step that training goes on from; rows beyond it, of a run that was killed after
         its last save, are dropped.
+      prefix: of the names in TensorBoard.
 
     Raises:
       UserError: the file is damaged.
     """
 
-    def __init__(self, csv_path: Path, start: int):
-        self._path, self._start = csv_path, start
+    def __init__(self, csv_path: Path, start: int, prefix: str = ""):
+        self._path, self._start, self._prefix = csv_path, start, prefix
         self._rows = [row for row in read_metrics(csv_path) if int(row["step"]) <= start]
         self._events: EventsWriter | None = None
         if self._rows:
@@ -46,7 +47,13 @@ class MetricsWriter:
         else:
             with self._path.open("a", newline="") as file:
                 self._csv(file).writerow(self._rows[-1])
-        self._events.write_scalars(step, scalars)
+        named = {f"{self._prefix}{name}": value for name, value in scalars.items()}
+        self._events.write_scalars(step, named)
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """All rows so far, oldest first."""
+        return [{name: float(cell) for name, cell in row.items()} for row in self._rows]
 
     def _csv(self, file: TextIO) -> csv.DictWriter[str]:
         return csv.DictWriter(file, list(self._rows[0]), lineterminator="\n")
@@ -124,6 +131,19 @@ def read_metrics(csv_path: Path) -> list[dict[str, str]]:
         expected = "rows of numbers as training writes them, but it is damaged"
         fix = "Delete it: training goes on without it, and its curves begin where that is."
         raise UserError(str(csv_path), None, expected, fix) from None
+
+
+def copy_rows(source: Path, target: Path, last: int) -> None:
+    """Copies the rows of a `metrics.csv` up to the step `last`, if it is there."""
+    if not source.is_file():
+        return
+    text = "".join(
+        line
+        for place, line in enumerate(source.read_text().splitlines(keepends=True))
+        if place == 0 or int(line.partition(",")[0]) <= last
+    )
+    with whole(target) as temporary:
+        temporary.write_text(text)
 
 
 def write_parameter_overview(params: object, path: Path) -> None:
