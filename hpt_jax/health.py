@@ -42,7 +42,7 @@ def judge(known: Facts, metrics: Rows, measures: Rows) -> Verdict:
     text = f"step {step}"
     if metrics:
         last = metrics[-1]
-        text += f", loss {last['loss']:.2f} (chance {chance:.2f}), queue {100 * last['queue_fill']:.0f} % full"
+        text += f", loss {last['loss']:.2f} (chance {chance:.2f})"
     if measures:
         text += ", " + ", ".join(f"{k} {v:.4g}" for k, v in measures[-1].items() if k != "step")
     return Verdict(step, "healthy", text)

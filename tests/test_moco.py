@@ -93,7 +93,8 @@ def test_a_queue_of_nothing_but_own_keys_teaches_nothing_and_breaks_nothing():
         return moco.info_nce(x, x, x, 0.2, everything)[0]
 
     value, gradient = jax.value_and_grad(loss)(x)
-    assert value == 0 and not gradient.any()
+    assert value == 0
+    assert not gradient.any()
     assert moco.info_nce(x, x, x, 0.2, everything)[1]["negative_similarity"] == 0
     none = moco.hardness(x, x, 0.2, ~everything)
     some = moco.hardness(x, x, 0.2, everything)
