@@ -46,6 +46,16 @@ class StageFolder:
         return self.path / "metrics.csv"
 
     @property
+    def measures(self) -> Path:
+        """Label-free measures of the features, at about a dozen steps."""
+        return self.path / "measures.csv"
+
+    @property
+    def health(self) -> Path:
+        """What the stage's curves say of it, in words."""
+        return self.path / "health.json"
+
+    @property
     def views(self) -> Path:
         """A few images, and the views of them that training sees."""
         return self.path / "views.png"

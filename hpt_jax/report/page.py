@@ -21,7 +21,7 @@ from hpt_jax.augment.policies import ROBUSTNESS
 from hpt_jax.data.decode import decode
 from hpt_jax.data.images import Unreadable
 from hpt_jax.errors import UserError
-from hpt_jax.report import claims, figures, graph, results
+from hpt_jax.report import claims, figures, graph, health, results
 from hpt_jax.report.tables import (
     ResultRow,
     Summary,
@@ -138,7 +138,10 @@ def write(
     for text in told:
         line(text)
     text = environment.get_template("page.html").render(
-        studies=studies, box_width=graph.WIDTH, box_height=graph.HEIGHT
+        studies=studies,
+        curves=health.CURVES,
+        box_width=graph.WIDTH,
+        box_height=graph.HEIGHT,
     )
     path = root / "report" / "index.html"
     with whole(path) as temporary:
@@ -179,7 +182,9 @@ def _study(
     ]
     chains = {tuple(run["chain"]): run for run in plan["runs"]}
     mine = {one: stages[one] for chain in chains for one in chain if one in stages}
-    curves = training_curves(mine, root, damaged)
+    trained = [one for one in mine if mine[one]["config"]["trainable"] in ("all", "batch_norm")]
+    # Of one stage alone the curves are those of its health.
+    curves = training_curves(mine, root, damaged) if len(trained) > 1 else []
     probes = probe_curves(plan, root)
     return {
         "name": plan["study"],
@@ -193,6 +198,7 @@ def _study(
         ],
         "claims": _claims(plan, rows, evaluations),
         "tables": [_table(rows, arms, name, _subsets(plan, name, root)) for name in evaluations],
+        "health": _health({one: mine[one] for one in trained}, plan["study"], root, damaged),
         "views": _views(mine, root, damaged),
         "neighbours": _neighbours(plan, root, damaged),
         "curves": _curves(curves, "step", plan["study"], "training_curves", root),
@@ -303,6 +309,28 @@ def _results(plan: Mapping[str, Any], evaluation: str, root: Path) -> dict[int, 
     return found
 
 
+def _health(
+    stages: Mapping[str, Mapping[str, Any]], study: str, root: Path, damaged: Damaged
+) -> list[dict[str, Any]]:
+    """How the stages that train are doing; drawn is the first seed's longest of each chain."""
+    drawn: dict[str, tuple[int, int, str]] = {}
+    for stage_id, one in stages.items():
+        place = (one["seed"], -one["config"]["steps"], stage_id)
+        drawn[_chain(one)] = min(place, drawn.get(_chain(one), place))
+    found = []
+    for stage_id, one in stages.items():
+        of_stage = health.of_stage(stage_id, one, root, damaged)
+        if of_stage is None:
+            continue
+        panels = health.panels(of_stage["metrics"], of_stage["measures"], of_stage["chance"])
+        is_drawn = drawn[_chain(one)][2] == stage_id and panels
+        name = f"{study}_health_{stage_id}"
+        figure = _drawn(figures.draw_health(panels), "", root, name) if is_drawn else None
+        facts = {"chain": _chain(one), "seed": one["seed"], "steps": one["config"]["steps"]}
+        found.append(of_stage | facts | {"done": bool(one["done"]), "figure": figure})
+    return found
+
+
 def training_curves(
     stages: Mapping[str, Mapping[str, Any]],
     root: Path,
@@ -323,7 +351,7 @@ def training_curves(
         if not rows or one["config"]["steps"] != most[_chain(one)]:
             continue
         steps = [int(row["step"]) for row in rows]
-        for column in sorted(set(rows[0]) - {"step", "learning_rate"}):
+        for column in sorted(set(rows[0]) - {"step", "learning_rate", "queue_fill"}):
             values = [float(row[column]) for row in rows]
             found.append(figures.Curve(column.replace("_", " "), _chain(one), steps, values))
     return sorted(found, key=lambda curve: (curve.panel != "loss", curve.panel))
