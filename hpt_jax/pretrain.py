@@ -43,6 +43,7 @@ def run_stage(
     saving: Saving,
     display: Display,
     stop: Stop,
+    refresh: Callable[[], None],
 ) -> None:
     """Runs one stage to its end, from its own newest checkpoint where there is one.
 
@@ -55,6 +56,7 @@ def run_stage(
       saving: when to log and to save.
       display: where progress goes.
       stop: whether a signal has asked to stop.
+      refresh: called when a row of metrics is on disk.
 
     Raises:
       UserError: training diverged.
@@ -77,7 +79,7 @@ def run_stage(
         else:
             assert data is not None
             training = Training(stage, data, devices)
-            first = train(training, folder, begin, saving, saver, display, stop)
+            first = train(training, folder, begin, saving, saver, display, stop, refresh)
             last = training.steps
             taken = last - first
     seconds = time.monotonic() - began
@@ -93,6 +95,7 @@ def train(
     saver: checkpoints.Checkpoints,
     display: Display,
     stop: Stop,
+    refresh: Callable[[], None],
 ) -> int:
     """The loop of a stage, up to its last save; returns the step that it went on from.
 
@@ -104,6 +107,7 @@ def train(
       saver: of the stage's checkpoints.
       display: where progress goes.
       stop: whether a signal has asked to stop; told when there is something to save.
+      refresh: called when a row of metrics is on disk.
     """
     stage, steps, start = training.stage, training.steps, 0
     found = saver.restore_newest(training.saved_like(), display.line)
@@ -140,6 +144,7 @@ def train(
                 carry = dataclasses.replace(carry, totals=totals)
                 note = f"loss {means['loss']:.3f}"
                 _check_finite(carry, training, folder, saver)
+                refresh()
             progress(done, note)
             asked = stop.asked  # once: a signal may come at any moment
             if asked or done == steps or _due(saving, done, time.monotonic() - last_save):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from hpt_jax.library import Library
 from hpt_jax.lineage import lineage, words
 from hpt_jax.models.backbone import Backbone
 from hpt_jax.report import page, results, tables
+from hpt_jax.report.live import Live
 from hpt_jax.report.tables import ResultRow
 from hpt_jax.signals import Stop
 from hpt_jax.telemetry.display import Display
@@ -83,16 +85,17 @@ def run(
     training, probes, *_ = estimate.seconds_left(asked, root)
     if training or probes:
         display.line(estimate.time_left(asked, root))
+    live = Live(root, asked.config.name, display.line)
     for stage in asked.stages:
         folder_of_stage = stage_folder(root, stage.id)
         if folder_of_stage.is_done:
             continue
         with workdir.locked(folder_of_stage.path, display.line):
             if not folder_of_stage.is_done:  # by another run, while this one waited
-                run_stage(stage, asked.config, root, library, devices, display, stop)
+                run_stage(stage, asked.config, root, library, devices, display, stop, live)
     if asked.config.target:
         for one in asked.runs:
-            evaluate(one.stage, asked, root, library, devices, display)
+            evaluate(one.stage, asked, root, library, devices, display, live)
     # Else the results of a run that ends at the same moment could be left out.
     with workdir.locked(root, display.line):
         export_arm(asked, root, display)
@@ -142,6 +145,7 @@ def run_stage(
     devices: parallel.Devices,
     display: Display,
     stop: Stop,
+    live: Live,
 ) -> None:
     """Starts from the parent's backbone, writes the lineage, trains to the end."""
     folder = stage_folder(root, stage.id)
@@ -164,7 +168,9 @@ def run_stage(
         config.keep_checkpoints,
         config.keep_every_steps,
     )
-    pretrain.run_stage(stage, folder, data, begin, devices, saving, display, stop)
+    refresh = functools.partial(live.refresh, stage)
+    refresh()
+    pretrain.run_stage(stage, folder, data, begin, devices, saving, display, stop, refresh)
 
 
 def _recipe(stage: plan.Stage) -> str:
@@ -186,6 +192,7 @@ def evaluate(
     library: Library,
     devices: parallel.Devices,
     display: Display,
+    live: Live,
 ) -> None:
     """Each evaluation of a backbone that has no result yet."""
     folder, config = stage_folder(root, stage.id), asked.config
@@ -213,6 +220,7 @@ def evaluate(
         pictures.write_neighbours(neighbours, subject.features, data, stage.config)
     files = plan.evaluation_files(stage, asked)
     for name in missing:
+        live.refresh(stage, name)
         steps = evaluations.steps(name, config, len(data.splits["train"]))
         with display.progress(f"{stage.id}: {name}", steps) as update:
             found = evaluations.evaluate(name, subject, config, update)
