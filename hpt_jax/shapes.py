@@ -103,7 +103,7 @@ EVALUATION = {
 _VERDICT = {"step": _count, "level": _level, "text": str}
 HEALTH = {**_VERDICT, "history": [_VERDICT], "recommendation": str}
 _SEEN = {"image": str, "classes": [str]}
-NEIGHBOURS = {"queries": [{**_SEEN, "neighbours": [{**_SEEN, "right": bool}]}]}
+NEIGHBOURS = {"queries": [{**_SEEN, "neighbours": [{**_SEEN, "right?": bool}]}]}
 PLAN = {
     "study": _name,
     "config_id": str,
@@ -119,6 +119,7 @@ PLAN = {
             "pretrain_steps": _count,
             "evaluations": {...: _evaluation},
             "neighbours?": _name,
+            "before?": (None, _name),
         }
     ],
     "command?": {"config": str, "workdir": str, "overrides": [[str]]},

@@ -479,17 +479,8 @@ def _views(
 
 def _neighbours(plan: Mapping[str, Any], root: Path, damaged: Damaged) -> list[dict[str, Any]]:
     """What is there of the neighbours before and after pretraining on the target, first seed."""
-    runs = plan["runs"]
-    if not runs:
-        return []
-    names = [run["arm"] for run in runs]
-    before = [run for run in runs if run["arm"] == "B"] or [r for r in runs if not _steps(r)]
-    last = next((name for name in ("B+S+T", "B+T") if name in names), names[-1])
-    after = [run for run in runs if run["arm"] == last and run["seed"] == runs[0]["seed"]]
-    chosen = before[:1] + sorted(after, key=_steps)[-1:]
     found: list[dict[str, Any]] = []
-    for run in chosen:
-        path = stage_folder(root, run["stage_id"]).path / run.get("neighbours", "none")
+    for path, told in _before_and_after(plan, root).items():
         if not (path.is_file() and path.with_suffix(".png").is_file()):
             continue
         content = read_json(path, NEIGHBOURS)
@@ -502,8 +493,31 @@ def _neighbours(plan: Mapping[str, Any], root: Path, damaged: Damaged) -> list[d
             [one | tile for one, tile in zip(of_query, row, strict=True)]
             for of_query, row in zip(facts, tiles, strict=True)
         ]
-        if run["stage_id"] not in [one["run"]["stage_id"] for one in found]:
-            found.append({"run": run, "queries": shown})
+        found.append({"told": told, "queries": shown})
+    return found
+
+
+def _before_and_after(plan: Mapping[str, Any], root: Path) -> dict[Path, str]:
+    """The files of neighbours that are shown, and which backbone each is by, in words."""
+    runs = plan["runs"]
+    if not runs:
+        return {}
+    names = [run["arm"] for run in runs]
+    before = [run for run in runs if run["arm"] == "B"] or [r for r in runs if not _steps(r)]
+    last = next((name for name in ("B+S+T", "B+T") if name in names), names[-1])
+    after = [run for run in runs if run["arm"] == last and run["seed"] == runs[0]["seed"]]
+    chosen = before[:1] + sorted(after, key=_steps)[-1:]
+    if not plan["dataset"]:
+        run = chosen[-1]
+        folder = stage_folder(root, run["stage_id"]).path
+        words = "what the training starts from", "after the training"
+        files = run.get("before") or "none", run.get("neighbours", "none")
+        return {folder / file: told for file, told in zip(files, words, strict=True)}
+    found: dict[Path, str] = {}
+    for run in chosen:
+        path = stage_folder(root, run["stage_id"]).path / run.get("neighbours", "none")
+        steps = f"{_steps(run):,} steps" if _steps(run) else "no step"
+        found.setdefault(path, f"{run['arm']}, {steps} on the target")
     return found
 
 
