@@ -284,13 +284,23 @@ def evaluation_files(stage: Stage, asked: Plan) -> dict[str, str]:
 
 
 def neighbours_file(stage: Stage, asked: Plan) -> str:
-    """The JSON of nearest neighbours below the stage's folder, named as evaluations' files are."""
+    """The JSON of nearest neighbours below the stage's folder, named as evaluations' files are.
+
+    They are images of the target, or of the stage's own dataset where there is none.
+    """
     settings = {
-        "target": asked.target_fingerprint,
+        "target": asked.target_fingerprint or stage.fingerprint,
         "image_size": stage.config.image_size,
         "input": _seen(stage.config.input),
     }
     return f"neighbours-{content_hash(settings)}.json"
+
+
+def before_file(stage: Stage, asked: Plan) -> str | None:
+    """The same, by the backbone that the stage starts from, which no other stage may be."""
+    if asked.config.target:  # of which arms without a step are evaluated
+        return None
+    return f"before-{neighbours_file(stage, asked)}"
 
 
 def exported(asked: Plan) -> Stage | None:
@@ -319,6 +329,7 @@ def as_json(asked: Plan) -> dict[str, Any]:
                 "pretrain_steps": run.pretrain_steps,
                 "evaluations": evaluation_files(run.stage, asked),
                 "neighbours": neighbours_file(run.stage, asked),
+                "before": before_file(run.stage, asked),
             }
             for run in asked.runs
         ],

@@ -44,8 +44,8 @@ def run_stage(
     saving: Saving,
     display: Display,
     stop: Stop,
-    labelled: bool = False,
-    refresh: Callable[[], None] = lambda: None,
+    labelled: bool,
+    refresh: Callable[[], None],
 ) -> None:
     """Runs one stage to its end, from its own newest checkpoint where there is one.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ from hpt_jax import (
     resolve,
     workdir,
 )
-from hpt_jax import config as config_lib
 from hpt_jax.data import datasets
-from hpt_jax.evaluate import evaluations
+from hpt_jax.evaluate import evaluations, features
 from hpt_jax.evaluate.subject import Subject
-from hpt_jax.library import Library
+from hpt_jax.library import Library, StageData
 from hpt_jax.lineage import lineage, words
 from hpt_jax.models.backbone import Backbone
 from hpt_jax.report import page, results, tables
+from hpt_jax.report.live import Live
 from hpt_jax.report.tables import ResultRow
 from hpt_jax.signals import Stop
 from hpt_jax.telemetry.display import Display
@@ -84,16 +85,19 @@ def run(
     training, probes, *_ = estimate.seconds_left(asked, root)
     if training or probes:
         display.line(estimate.time_left(asked, root))
+    live = Live(root, asked.config.name, display.line)
     for stage in asked.stages:
         folder_of_stage = stage_folder(root, stage.id)
         if folder_of_stage.is_done:
             continue
         with workdir.locked(folder_of_stage.path, display.line):
             if not folder_of_stage.is_done:  # by another run, while this one waited
-                run_stage(stage, asked.config, root, library, devices, display, stop)
-    if asked.config.target:
-        for one in asked.runs:
-            evaluate(one.stage, asked, root, library, devices, display)
+                run_stage(stage, asked, root, library, devices, display, stop, live)
+    for one in asked.runs:
+        if asked.config.target:
+            evaluate(one.stage, asked, root, library, devices, display, live)
+        elif handover.missing(one.stage, asked, root):
+            show_neighbours(one.stage, asked, root, library, devices)
     # Else the results of a run that ends at the same moment could be left out.
     with workdir.locked(root, display.line):
         export_arm(asked, root, display)
@@ -137,15 +141,16 @@ def make_plan(
 
 def run_stage(
     stage: plan.Stage,
-    config: config_lib.Config,
+    asked: plan.Plan,
     root: Path,
     library: Library,
     devices: parallel.Devices,
     display: Display,
     stop: Stop,
+    live: Live,
 ) -> None:
     """Starts from the parent's backbone, writes the lineage, trains to the end."""
-    folder = stage_folder(root, stage.id)
+    folder, config = stage_folder(root, stage.id), asked.config
     data = library.of_stage(stage)
     display.line(f"{stage.id}: {words(stage)}, seed {stage.seed}{_recipe(stage)}")
 
@@ -154,6 +159,9 @@ def run_stage(
         write_json(folder.lineage, lineage(stage, data, initial, proof))
         for line in proof.lines() if proof else ():
             display.line(line)
+        before = plan.before_file(stage, asked)
+        if data and before and stage in [one.stage for one in asked.runs]:
+            _write_neighbours(folder.path / before, stage, initial, data, devices)
         return initial
 
     branch.branch(stage, root, display.line)
@@ -166,8 +174,12 @@ def run_stage(
         config.keep_checkpoints,
         config.keep_every_steps,
     )
+    refresh = functools.partial(live.refresh, stage)
+    refresh()
     labelled = stage.config.dataset == config.target and config.metric == "top1"
-    pretrain.run_stage(stage, folder, data, begin, devices, saving, display, stop, labelled)
+    pretrain.run_stage(
+        stage, folder, data, begin, devices, saving, display, stop, labelled, refresh
+    )
 
 
 def _recipe(stage: plan.Stage) -> str:
@@ -189,6 +201,7 @@ def evaluate(
     library: Library,
     devices: parallel.Devices,
     display: Display,
+    live: Live,
 ) -> None:
     """Each evaluation of a backbone that has no result yet."""
     folder, config = stage_folder(root, stage.id), asked.config
@@ -213,9 +226,11 @@ def evaluate(
     if handover.NEIGHBOURS in missing:
         missing.remove(handover.NEIGHBOURS)
         neighbours = folder.path / plan.neighbours_file(stage, asked)
-        pictures.write_neighbours(neighbours, subject.features, data, stage.config)
+        asked_of = pictures.question(data, labelled=True)
+        pictures.write_neighbours(neighbours, subject.features, asked_of, data, stage.config)
     files = plan.evaluation_files(stage, asked)
     for name in missing:
+        live.refresh(stage, name)
         steps = evaluations.steps(name, config, len(data.splits["train"]))
         with display.progress(f"{stage.id}: {name}", steps) as update:
             found = evaluations.evaluate(name, subject, config, update)
@@ -227,6 +242,35 @@ def evaluate(
                 f"note: {config.metric} leaves out {', '.join(undefined)}: without a positive or "
                 "without a negative test image it is not defined"
             )
+
+
+def show_neighbours(
+    stage: plan.Stage, asked: plan.Plan, root: Path, library: Library, devices: parallel.Devices
+) -> None:
+    """The nearest neighbours by a stage's backbone among its own images; no label is needed."""
+    folder, data = stage_folder(root, stage.id), library.of_stage(stage)
+    assert data is not None
+    path = folder.path / plan.neighbours_file(stage, asked)
+    _write_neighbours(path, stage, load.load_stage(folder), data, devices)
+
+
+def _write_neighbours(
+    path: Path,
+    stage: plan.Stage,
+    backbone: Backbone,
+    data: StageData,
+    devices: parallel.Devices,
+) -> None:
+    asked, config = pictures.question(data, labelled=False), stage.config
+    found = features.extract(
+        make_model(config.model, devices),
+        backbone,
+        data.feed,
+        asked.rows,
+        config.image_size,
+        config.input.center_crop,
+    )
+    pictures.write_neighbours(path, found, asked, data, config)
 
 
 def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:

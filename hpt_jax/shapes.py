@@ -49,6 +49,10 @@ def _point(value: Any) -> bool:
     return fits(value, [_number]) and len(value) == 2
 
 
+def _level(value: Any) -> bool:
+    return value in ("healthy", "watch", "alarm")
+
+
 def _evaluation(value: Any) -> bool:
     return type(value) is str and _name(value.removeprefix("evaluations/"))
 
@@ -66,6 +70,7 @@ LINEAGE = {
         "steps": _count,
         "image_size": _count,
         "augment": dict,
+        "moco?": {"queue_size": _count},
         "model": {"arch": str, "width": _count, "stem": str, "stem_stride": _count},
     },
     "parents": [{"id": _name}],
@@ -89,8 +94,6 @@ LINEAGE = {
         {"matched": _count, "expected": _count, "dialect": str, "notes": [str]},
     ),
 }
-_VERDICT = {"step": _count, "level": str, "text": str}
-HEALTH = {**_VERDICT, "history": [_VERDICT], "recommendation": str}
 EVALUATION = {
     "val": _share,
     "test": _share,
@@ -98,8 +101,10 @@ EVALUATION = {
     "selections": [{"curve?": [_point]}],
     "labelled": list,
 }
+_VERDICT = {"step": _count, "level": _level, "text": str}
+HEALTH = {**_VERDICT, "history": [_VERDICT], "recommendation": str}
 _SEEN = {"image": str, "classes": [str]}
-NEIGHBOURS = {"queries": [{**_SEEN, "neighbours": [{**_SEEN, "right": bool}]}]}
+NEIGHBOURS = {"queries": [{**_SEEN, "neighbours": [{**_SEEN, "right?": bool}]}]}
 PLAN = {
     "study": _name,
     "config_id": str,
@@ -115,6 +120,7 @@ PLAN = {
             "pretrain_steps": _count,
             "evaluations": {...: _evaluation},
             "neighbours?": _name,
+            "before?": (None, _name),
         }
     ],
     "command?": {"config": str, "workdir": str, "overrides": [[str]]},
