@@ -30,7 +30,8 @@ class MetricsWriter:
 
     def __init__(self, csv_path: Path, start: int, prefix: str = ""):
         self._path, self._start, self._prefix = csv_path, start, prefix
-        self._rows = [row for row in read_metrics(csv_path) if int(row["step"]) <= start]
+        # A stage that begins writes its row of step 0 again.
+        self._rows = [row for row in read_metrics(csv_path) if start and int(row["step"]) <= start]
         self._events: EventsWriter | None = None
         if self._rows:
             self._rewrite()
