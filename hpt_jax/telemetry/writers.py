@@ -38,8 +38,16 @@ class MetricsWriter:
         else:
             csv_path.unlink(missing_ok=True)
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds the row of the interval that ends with `step`."""
+    def write(
+        self, step: int, scalars: Mapping[str, float], passing: Mapping[str, float] | None = None
+    ) -> None:
+        """Adds the row of `step`.
+
+        Args:
+          step: that the row is of, or that its interval ends with.
+          scalars: the columns.
+          passing: what TensorBoard alone is told, since it is another number each time.
+        """
         self._rows.append({"step": str(step), **{k: repr(float(v)) for k, v in scalars.items()}})
         if self._events is None:
             self._events = EventsWriter(self._path.parent, self._start)
@@ -48,7 +56,8 @@ class MetricsWriter:
         else:
             with self._path.open("a", newline="") as file:
                 self._csv(file).writerow(self._rows[-1])
-        named = {f"{self._prefix}{name}": value for name, value in scalars.items()}
+        shown = {**scalars, **(passing or {})}
+        named = {f"{self._prefix}{name}": value for name, value in shown.items()}
         self._events.write_scalars(step, named)
 
     @property
