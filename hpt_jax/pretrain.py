@@ -120,13 +120,14 @@ def train(
         writers.write_parameter_overview(initial.params, folder.path / "parameters.txt")
         del initial  # of which a copy is trained
     if stage.trains and not folder.views.is_file():
-        pictures.write_views(folder.views, training, carry.state.rng)
+        with display.working(f"{stage.id}: drawing views"):
+            pictures.write_views(folder.views, training, carry.state.rng)
 
     last_save, previous, note = time.monotonic(), None, ""
     with (
         contextlib.closing(training.batches(start, steps)) as batches,
         contextlib.closing(writers.MetricsWriter(folder.metrics, start)) as writer,
-        display.progress(stage.id, steps, start) as progress,
+        display.progress(stage.id, steps, start, "compiling") as progress,
     ):
         for step, batch in zip(range(start, steps), batches, strict=True):
             carry, metrics = training.take(carry, batch, step)
