@@ -109,7 +109,7 @@ def train(
       stop: whether a signal has asked to stop; told when there is something to save.
       refresh: called when a row of metrics is on disk.
     """
-    stage, steps, start = training.stage, training.steps, 0
+    stage, steps, start, views = training.stage, training.steps, 0, None
     found = saver.restore_newest(training.saved_like(), display.line)
     if found:
         start, carry = found[0], training.restored(found[1])
@@ -121,7 +121,7 @@ def train(
         del initial  # of which a copy is trained
     if stage.trains and not folder.views.is_file():
         with display.working(f"{stage.id}: drawing views"):
-            pictures.write_views(folder.views, training, carry.state.rng)
+            views = pictures.write_views(folder.views, training, carry.state.rng)
 
     last_save, previous, note = time.monotonic(), None, ""
     with (
@@ -129,6 +129,8 @@ def train(
         contextlib.closing(writers.MetricsWriter(folder.metrics, start)) as writer,
         display.progress(stage.id, steps, start, "compiling") as progress,
     ):
+        if views is not None:
+            writer.events.write_image(start, "augmented views", views)
         for step, batch in zip(range(start, steps), batches, strict=True):
             carry, metrics = training.take(carry, batch, step)
             stop.hold()

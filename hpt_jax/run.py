@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hpt_jax import (
     compiled,
@@ -29,9 +32,10 @@ from hpt_jax.report.live import Live
 from hpt_jax.report.tables import ResultRow
 from hpt_jax.signals import Stop
 from hpt_jax.telemetry.display import Display, Watch
+from hpt_jax.telemetry.writers import EventsWriter
 from hpt_jax.training import make_model
 from hpt_jax.weights import export, load
-from hpt_jax.workdir import stage_folder, write_json
+from hpt_jax.workdir import StageFolder, stage_folder, write_json
 
 
 def run(
@@ -165,7 +169,8 @@ def run_stage(
             display.line(line)
         before = plan.before_file(stage, asked)
         if data and before and stage in [one.stage for one in asked.runs]:
-            _write_neighbours(folder.path / before, stage, initial, data, devices, display)
+            shown = _write_neighbours(folder.path / before, stage, initial, data, devices, display)
+            _to_tensorboard(folder, 0, shown)
         return initial
 
     if handover.has_lost_its_lineage(folder):
@@ -229,7 +234,9 @@ def evaluate(
         missing.remove(handover.NEIGHBOURS)
         neighbours = folder.path / plan.neighbours_file(stage, asked)
         asked_of = pictures.question(data, labelled=True)
-        pictures.write_neighbours(neighbours, subject.features, asked_of, data, stage.config)
+        features_of = subject.features
+        shown = pictures.write_neighbours(neighbours, features_of, asked_of, data, stage.config)
+        _to_tensorboard(folder, stage.steps, shown)
     files = plan.evaluation_files(stage, asked)
     for name in missing:
         live.refresh(stage, name)
@@ -264,7 +271,8 @@ def show_neighbours(
     folder, data = stage_folder(root, stage.id), library.of_stage(stage)
     assert data is not None
     path = folder.path / plan.neighbours_file(stage, asked)
-    _write_neighbours(path, stage, load.load_stage(folder), data, devices, display)
+    shown = _write_neighbours(path, stage, load.load_stage(folder), data, devices, display)
+    _to_tensorboard(folder, stage.steps, shown)
 
 
 def _write_neighbours(
@@ -274,7 +282,7 @@ def _write_neighbours(
     data: StageData,
     devices: parallel.Devices,
     display: Display,
-) -> None:
+) -> np.ndarray:
     asked, config = pictures.question(data, labelled=False), stage.config
     found = features.extract(
         make_model(config.model, devices),
@@ -285,7 +293,12 @@ def _write_neighbours(
         config.input.center_crop,
         _watch(stage, display),
     )
-    pictures.write_neighbours(path, found, asked, data, config)
+    return pictures.write_neighbours(path, found, asked, data, config)
+
+
+def _to_tensorboard(folder: StageFolder, step: int, neighbours: np.ndarray) -> None:
+    with contextlib.closing(EventsWriter(folder.path, step)) as events:
+        events.write_image(step, "nearest neighbours", neighbours)
 
 
 def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:

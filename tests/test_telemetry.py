@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 import hpt_jax
@@ -111,6 +112,37 @@ def test_tensorboard_shows_what_a_kill_voided_once_and_in_order(tmp_path):
     write(tmp_path / "metrics.csv", 0, [10, 20, 30])
     write(tmp_path / "metrics.csv", 10, [20, 30, 40])
     assert event_steps(tmp_path) == [10, 20, 30, 40]
+
+
+def test_pictures_and_measures_come_back_from_tensorboards_own_reader(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
+    metrics = MetricsWriter(tmp_path / "metrics.csv", 0)
+    measures = MetricsWriter(tmp_path / "measures.csv", 0, metrics.events, "measures/")
+    metrics.events.write_image(0, "augmented views", pixels)
+    for step in (0, 10, 20):
+        measures.write(step, {"rankme": float(step)})
+        metrics.write(step + 1, {"loss": 1.0})
+    measures.close()
+    metrics.close()
+    assert len(list(tmp_path.glob("events*"))) == 1
+    assert (tmp_path / "measures.csv").read_text().splitlines()[0] == "step,rankme"
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Tensors("measures/rankme")] == [0, 10, 20]
+    assert [event.step for event in events.Tensors("loss")] == [1, 11, 21]
+    assert events.SummaryMetadata("augmented views").plugin_data.plugin_name == "images"
+    (event,) = events.Tensors("augmented views")
+    width, height, coded = make_ndarray(event.tensor_proto)
+    assert (event.step, width, height) == (0, b"5", b"7")
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(coded))), pixels)
+
+
+def test_a_writer_that_was_given_nothing_makes_no_event_file(tmp_path):
+    MetricsWriter(tmp_path / "metrics.csv", 0).close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_new_event_file_comes_after_those_that_others_named_by_the_time(tmp_path):
