@@ -15,6 +15,7 @@ from hpt_jax import checkpoints, pictures, plan
 from hpt_jax.errors import UserError
 from hpt_jax.library import StageData
 from hpt_jax.models.backbone import Backbone
+from hpt_jax.observe import Observer, is_due
 from hpt_jax.parallel import Devices
 from hpt_jax.signals import Stop
 from hpt_jax.telemetry import writers
@@ -43,6 +44,7 @@ def run_stage(
     saving: Saving,
     display: Display,
     stop: Stop,
+    labelled: bool,
     refresh: Callable[[], None],
 ) -> None:
     """Runs one stage to its end, from its own newest checkpoint where there is one.
@@ -56,7 +58,8 @@ def run_stage(
       saving: when to log and to save.
       display: where progress goes.
       stop: whether a signal has asked to stop.
-      refresh: called when a row of metrics is on disk.
+      labelled: whether the images have classes, which are looked at in passing, not learned from.
+      refresh: called when there is something new in the folder to be shown.
 
     Raises:
       UserError: training diverged.
@@ -68,7 +71,11 @@ def run_stage(
         # Closed whatever happens: a save under way is finished, not lost.
         contextlib.closing(
             checkpoints.Checkpoints(
-                folder.checkpoints, saving.keep, saving.keep_every_steps, (folder.metrics,)
+                folder.checkpoints,
+                saving.keep,
+                saving.keep_every_steps,
+                (stage.branch_step,) if stage.trunk else (),
+                beside=(folder.metrics, folder.measures),
             )
         ) as saver,
     ):
@@ -79,7 +86,11 @@ def run_stage(
         else:
             assert data is not None
             training = Training(stage, data, devices)
-            first = train(training, folder, begin, saving, saver, display, stop, refresh)
+
+            def observe_from(start: int) -> Observer:
+                return Observer(training, folder, start, labelled, display.line, refresh)
+
+            first = train(training, folder, begin, saving, saver, observe_from, display, stop)
             last = training.steps
             taken = last - first
     seconds = time.monotonic() - began
@@ -93,9 +104,9 @@ def train(
     begin: Callable[[], Backbone],
     saving: Saving,
     saver: checkpoints.Checkpoints,
+    observe_from: Callable[[int], Observer],
     display: Display,
     stop: Stop,
-    refresh: Callable[[], None],
 ) -> int:
     """The loop of a stage, up to its last save; returns the step that it went on from.
 
@@ -105,9 +116,9 @@ def train(
       begin: makes the backbone that it starts from, where it has no checkpoint.
       saving: when to log and to save.
       saver: of the stage's checkpoints.
+      observe_from: makes what watches the steps from a given one on.
       display: where progress goes.
       stop: whether a signal has asked to stop; told when there is something to save.
-      refresh: called when a row of metrics is on disk.
     """
     stage, steps, start, views = training.stage, training.steps, 0, None
     found = saver.restore_newest(training.saved_like(), display.line)
@@ -126,11 +137,13 @@ def train(
     last_save, previous, note = time.monotonic(), None, ""
     with (
         contextlib.closing(training.batches(start, steps)) as batches,
-        contextlib.closing(writers.MetricsWriter(folder.metrics, start)) as writer,
+        contextlib.closing(observe_from(start)) as observer,
         display.progress(stage.id, steps, start, "compiling") as progress,
     ):
         if views is not None:
-            writer.events.write_image(start, "augmented views", views)
+            observer.show(start, "augmented views", views)
+        if stage.trains and not start:
+            observer.look(0, carry)
         for step, batch in zip(range(start, steps), batches, strict=True):
             carry, metrics = training.take(carry, batch, step)
             stop.hold()
@@ -142,15 +155,18 @@ def train(
             if stage.trains and (done % saving.log_every_steps == 0 or done == steps):
                 means = _means(carry.totals)
                 rate = learning_rate(stage.config.optimizer, step, steps)
-                writer.write(done, {**means, "learning_rate": rate})
+                observer.log(done, {**means, "learning_rate": rate})
                 totals = jax.tree.map(jnp.zeros_like, carry.totals)
                 carry = dataclasses.replace(carry, totals=totals)
                 note = f"loss {means['loss']:.3f}"
                 _check_finite(carry, training, folder, saver)
-                refresh()
+            if stage.trains and is_due(done, steps):
+                observer.look(done, carry)
             progress(done, note)
             asked = stop.asked  # once: a signal may come at any moment
-            if asked or done == steps or _due(saving, done, time.monotonic() - last_save):
+            branches = bool(stage.trunk) and done == stage.branch_step
+            since = time.monotonic() - last_save
+            if asked or branches or done == steps or _due(saving, done, since):
                 _check_finite(carry, training, folder, saver)  # so that every checkpoint is good
                 saver.save(done, saved(carry))
                 last_save = time.monotonic()

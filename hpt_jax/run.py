@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hpt_jax import (
+    branch,
     compiled,
     estimate,
     handover,
@@ -173,6 +174,7 @@ def run_stage(
             _to_tensorboard(folder, 0, shown)
         return initial
 
+    branch.branch(stage, root, display.line)
     if handover.has_lost_its_lineage(folder):
         begin()
     saving = pretrain.Saving(
@@ -184,7 +186,10 @@ def run_stage(
     )
     refresh = functools.partial(live.refresh, stage)
     refresh()
-    pretrain.run_stage(stage, folder, data, begin, devices, saving, display, stop, refresh)
+    labelled = stage.config.dataset == config.target and config.metric == "top1"
+    pretrain.run_stage(
+        stage, folder, data, begin, devices, saving, display, stop, labelled, refresh
+    )
 
 
 def _recipe(stage: plan.Stage) -> str:

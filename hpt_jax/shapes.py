@@ -67,6 +67,7 @@ LINEAGE = {
     "id": _name,
     "kin": str,
     "words": str,
+    "branch?": (None, {"trunk": str, "step": _count}),
     "seed": _count,
     "config": {
         "dataset": str,

@@ -47,12 +47,12 @@ class StageFolder:
 
     @property
     def measures(self) -> Path:
-        """Label-free measures of the features, at about a dozen steps."""
+        """What its features are like at some steps, told without labels."""
         return self.path / "measures.csv"
 
     @property
     def health(self) -> Path:
-        """What the stage's curves say of it, in words."""
+        """The verdict on it, in words."""
         return self.path / "health.json"
 
     @property

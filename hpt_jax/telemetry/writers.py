@@ -28,7 +28,7 @@ class MetricsWriter:
         its last save, are dropped.
       events: of the stage's folder, which all its writers share: a second file of one run would
         void what is in the first. None: its own.
-      group: what the names of its curves begin with.
+      prefix: of the names in TensorBoard.
 
     Raises:
       UserError: the file is damaged.
@@ -39,10 +39,11 @@ class MetricsWriter:
         csv_path: Path,
         start: int,
         events: EventsWriter | None = None,
-        group: str = "",
+        prefix: str = "",
     ):
-        self._path, self._group = csv_path, group
-        self._rows = [row for row in read_metrics(csv_path) if int(row["step"]) <= start]
+        self._path, self._prefix = csv_path, prefix
+        # A stage that begins writes its row of step 0 again.
+        self._rows = [row for row in read_metrics(csv_path) if start and int(row["step"]) <= start]
         self.events = events or EventsWriter(csv_path.parent, start)
         if self._rows:
             self._rewrite()
@@ -57,8 +58,13 @@ class MetricsWriter:
         else:
             with self._path.open("a", newline="") as file:
                 self._csv(file).writerow(self._rows[-1])
-        named = {f"{self._group}{name}": value for name, value in scalars.items()}
+        named = {f"{self._prefix}{name}": value for name, value in scalars.items()}
         self.events.write_scalars(step, named)
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """All rows so far, oldest first."""
+        return [{name: float(cell) for name, cell in row.items()} for row in self._rows]
 
     def _csv(self, file: TextIO) -> csv.DictWriter[str]:
         return csv.DictWriter(file, list(self._rows[0]), lineterminator="\n")
@@ -158,6 +164,19 @@ def read_metrics(csv_path: Path) -> list[dict[str, str]]:
         expected = "rows of numbers as training writes them, but it is damaged"
         fix = "Delete it: training goes on without it, and its curves begin where that is."
         raise UserError(str(csv_path), None, expected, fix) from None
+
+
+def copy_rows(source: Path, target: Path, last: int) -> None:
+    """Copies the rows of a `metrics.csv` up to the step `last`, if it is there."""
+    if not source.is_file():
+        return
+    text = "".join(
+        line
+        for place, line in enumerate(source.read_text().splitlines(keepends=True))
+        if place == 0 or int(line.partition(",")[0]) <= last
+    )
+    with whole(target) as temporary:
+        temporary.write_text(text)
 
 
 def write_parameter_overview(params: object, path: Path) -> None:

@@ -46,7 +46,7 @@ def test_an_unlabelled_run_shows_neighbours_before_and_after_and_a_page_all_alon
 
     monkeypatch.setattr(live.Live, "refresh", kept)
     run.run(config, root)
-    assert ["step 0 of 6" in page for page in pages] == [True, False, False, False]
+    assert ["step 0 of 6" in page for page in pages] == [True, True, False, False, False, False]
     assert "step 6 of 6" in pages[-1]
     assert all("what the training starts from" in page for page in pages[1:])
     assert "Running" not in index.read_text()
