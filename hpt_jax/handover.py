@@ -101,7 +101,7 @@ def _reopen(stage: plan.Stage, folder: StageFolder, display: Display) -> None:
         if stage.trains and checkpoints.newest_whole(folder.checkpoints) is None:
             raise load.lost(folder, fault)
         folder.done.unlink(missing_ok=True)
-    display.line(f"{stage.id}: damaged at its end ({fault}): it goes on from where it can")
+    display.line(f"note: {stage.id}: damaged at its end ({fault}): it goes on from where it can")
 
 
 def _goes_on(folder: StageFolder) -> bool:

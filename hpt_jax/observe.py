@@ -145,7 +145,9 @@ class Observer:
         self._training, self._folder, self._labelled = training, folder, labelled
         self._line, self._refresh = line, refresh
         self._metrics = writers.MetricsWriter(folder.metrics, start)
-        self._measures = writers.MetricsWriter(folder.measures, start, "measures/")
+        self._measures = writers.MetricsWriter(
+            folder.measures, start, self._metrics.events, "measures/"
+        )
         self._facts = health.facts(training.stage, len(training.data.rows))
         self._level = ""
 
@@ -158,7 +160,8 @@ class Observer:
           data_wait: the share of its time in which there was no batch; to TensorBoard alone, since
             it is another one each time.
         """
-        self._metrics.write(step, means, {"data_wait": data_wait})
+        self._metrics.write(step, means)
+        self._metrics.events.write_scalars(step, {"data_wait": data_wait})
         self._judge(step)
 
     def look(self, step: int, carry: Carry) -> None:
@@ -168,12 +171,17 @@ class Observer:
         self._measures.write(step, found)
         self._judge(step, tell=True)
 
+    def show(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Gives TensorBoard a picture u8[height, width, 3]."""
+        self._metrics.events.write_image(step, name, picture)
+
     def _judge(self, step: int, tell: bool = False) -> None:
         known = self._facts, self._metrics.rows, self._measures.rows
         found = health.judge(*known)
         write_json(self._folder.health, health.as_json(*known))
         if tell or found.level != self._level:
-            self._line(f"{self._training.stage.id}: step {step}: {found.text}")
+            mark = "alarm: " if found.level == "alarm" else ""
+            self._line(f"{mark}{self._training.stage.id}: step {step}: {found.text}")
         self._level = found.level
         self._refresh()
 

@@ -34,9 +34,13 @@ _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 THUMBNAIL = 96  # longest side of one image, pixels
 
 
-def write_views(path: Path, parts: Training, rng: jax.Array) -> None:
-    """Saves `sample_views`, one image a row: the evaluation view, then (query, key) pairs."""
-    _save(montage(sample_views(parts, rng)), path)
+def write_views(path: Path, parts: Training, rng: jax.Array) -> np.ndarray:
+    """Saves `sample_views`, one image a row: the evaluation view, then (query, key) pairs.
+
+    Returns:
+      The picture, u8[height, width, 3].
+    """
+    return _save(montage(sample_views(parts, rng)), path)
 
 
 def sample_views(parts: Training, rng: jax.Array) -> np.ndarray:
@@ -134,7 +138,7 @@ def question(data: StageData, labelled: bool) -> Question:
 
 def write_neighbours(
     path: Path, features: np.ndarray, asked: Question, data: StageData, config: config_lib.Stage
-) -> None:
+) -> np.ndarray:
     """Saves the nearest of some images to a few others: a JSON, and a PNG beside it.
 
     Args:
@@ -143,6 +147,9 @@ def write_neighbours(
       asked: whose neighbours, among which.
       data: the images.
       config: of the stage, for the evaluation view.
+
+    Returns:
+      The picture, u8[height, width, 3].
     """
     store = data.store
     labels = data.labels if asked.labelled else np.zeros(0)
@@ -170,8 +177,10 @@ def write_neighbours(
         for (query, *near), of_query in zip(rows.tolist(), cosines, strict=True)
     ]
     images = evaluation_views(store, rows.reshape(-1), config)
-    _save(montage(images.reshape(*rows.shape, *images.shape[1:])), path.with_suffix(".png"))
+    cells = images.reshape(*rows.shape, *images.shape[1:])
+    picture = _save(montage(cells), path.with_suffix(".png"))
     write_json(path, {"queries": shown})
+    return picture
 
 
 def neighbours_are_whole(path: Path) -> bool:
@@ -242,9 +251,10 @@ def montage(images: np.ndarray) -> Image.Image:
     return Image.fromarray(shown.swapaxes(1, 2).reshape(height, width, 3))
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(picture: Image.Image, path: Path) -> np.ndarray:
     with whole(path) as temporary:
         picture.save(temporary, format="png", optimize=True)
+    return np.asarray(picture)
 
 
 @functools.cache

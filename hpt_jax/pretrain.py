@@ -121,7 +121,7 @@ def train(
       display: where progress goes.
       stop: whether a signal has asked to stop; told when there is something to save.
     """
-    stage, steps, start = training.stage, training.steps, 0
+    stage, steps, start, views = training.stage, training.steps, 0, None
     found = saver.restore_newest(training.saved_like(), display.line)
     if found:
         start, carry = found[0], training.restored(found[1])
@@ -132,14 +132,17 @@ def train(
         writers.write_parameter_overview(initial.params, folder.path / "parameters.txt")
         del initial  # of which a copy is trained
     if stage.trains and not folder.views.is_file():
-        pictures.write_views(folder.views, training, carry.state.rng)
+        with display.working(f"{stage.id}: drawing views"):
+            views = pictures.write_views(folder.views, training, carry.state.rng)
 
     last_save, previous, note = time.monotonic(), None, ""
     with (
         contextlib.closing(training.batches(start, steps)) as batches,
         contextlib.closing(observe_from(start)) as observer,
-        display.progress(stage.id, steps, start) as progress,
+        display.progress(stage.id, steps, start, "compiling") as progress,
     ):
+        if views is not None:
+            observer.show(start, "augmented views", views)
         if stage.trains and not start:
             observer.look(0, carry)
         timed = _Timed(batches)

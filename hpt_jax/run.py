@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hpt_jax import (
     branch,
@@ -29,10 +32,11 @@ from hpt_jax.report import page, results, tables
 from hpt_jax.report.live import Live
 from hpt_jax.report.tables import ResultRow
 from hpt_jax.signals import Stop
-from hpt_jax.telemetry.display import Display
+from hpt_jax.telemetry.display import Display, Watch
+from hpt_jax.telemetry.writers import EventsWriter
 from hpt_jax.training import make_model
 from hpt_jax.weights import export, load
-from hpt_jax.workdir import stage_folder, write_json
+from hpt_jax.workdir import StageFolder, stage_folder, write_json
 
 
 def run(
@@ -62,20 +66,24 @@ def run(
     """
     display, stop = display or Display(), stop or Stop()
     root = Path(folder).absolute()
-    asked = make_plan(config, overrides, display.line)
+    with display.working("looking at the data"):
+        asked = make_plan(config, overrides, display.line)
     if asked.config.dry_run:
         handover.check_present_files(asked)
         for line in estimate.describe(asked, root):
-            display.line(line)
+            display.outcome(line)
         return []
 
     workdir.check_root(folder)
-    compiled.keep(root / "compilation_cache", display.line)
+    with display.working("checking compiled programs"):
+        compiled.keep(root / "compilation_cache", display.line)
     options = asked.config.parallel
     devices = parallel.make_devices(options.devices, options.map, options.deterministic)
     library = Library(asked.config.data_dir, devices, display, root / "scans")
-    handover.reopen_damaged(asked, root, display)
-    handover.check(asked, root, library, devices, display)
+    with display.working("checking what is done"):
+        handover.reopen_damaged(asked, root, display)
+    with display.working("checking data and weights"):
+        handover.check(asked, root, library, devices, display)
     # Beside the plan, not in it: how it was asked for changes no identity and no result.
     command = {"config": config_path, "workdir": str(folder), "overrides": list(overrides)}
     write_json(
@@ -85,7 +93,7 @@ def run(
     training, probes, *_ = estimate.seconds_left(asked, root)
     if training or probes:
         display.line(estimate.time_left(asked, root))
-    live = Live(root, asked.config.name, display.line)
+    live = Live(root, asked.config.name, display)
     for stage in asked.stages:
         folder_of_stage = stage_folder(root, stage.id)
         if folder_of_stage.is_done:
@@ -97,7 +105,7 @@ def run(
         if asked.config.target:
             evaluate(one.stage, asked, root, library, devices, display, live)
         elif handover.missing(one.stage, asked, root):
-            show_neighbours(one.stage, asked, root, library, devices)
+            show_neighbours(one.stage, asked, root, library, devices, display)
     # Else the results of a run that ends at the same moment could be left out.
     with workdir.locked(root, display.line):
         export_arm(asked, root, display)
@@ -155,13 +163,15 @@ def run_stage(
     display.line(f"{stage.id}: {words(stage)}, seed {stage.seed}{_recipe(stage)}")
 
     def begin() -> Backbone:
-        initial, proof = handover.initial_backbone(stage, root, data, devices)
+        with display.working(f"{stage.id}: making what it starts from"):
+            initial, proof = handover.initial_backbone(stage, root, data, devices)
         write_json(folder.lineage, lineage(stage, data, initial, proof))
         for line in proof.lines() if proof else ():
             display.line(line)
         before = plan.before_file(stage, asked)
         if data and before and stage in [one.stage for one in asked.runs]:
-            _write_neighbours(folder.path / before, stage, initial, data, devices)
+            shown = _write_neighbours(folder.path / before, stage, initial, data, devices, display)
+            _to_tensorboard(folder, 0, shown)
         return initial
 
     branch.branch(stage, root, display.line)
@@ -208,7 +218,8 @@ def evaluate(
     missing = handover.missing(stage, asked, root)
     if not missing:
         return
-    backbone = load.load_stage(folder)
+    with display.working(f"{stage.id}: reading its backbone"):
+        backbone = load.load_stage(folder)
     low, high = (int(value) for value in backbone.pixel_window)
     data = library.target(config.target, stage, (low, high) if high else None)
     subject = Subject(
@@ -222,17 +233,21 @@ def evaluate(
         image_size=stage.config.image_size,
         center_crop=stage.config.input.center_crop,
         seed=stage.seed,
+        watch=_watch(stage, display),
     )
     if handover.NEIGHBOURS in missing:
         missing.remove(handover.NEIGHBOURS)
         neighbours = folder.path / plan.neighbours_file(stage, asked)
         asked_of = pictures.question(data, labelled=True)
-        pictures.write_neighbours(neighbours, subject.features, asked_of, data, stage.config)
+        features_of = subject.features
+        shown = pictures.write_neighbours(neighbours, features_of, asked_of, data, stage.config)
+        _to_tensorboard(folder, stage.steps, shown)
     files = plan.evaluation_files(stage, asked)
     for name in missing:
         live.refresh(stage, name)
         steps = evaluations.steps(name, config, len(data.splits["train"]))
-        with display.progress(f"{stage.id}: {name}", steps) as update:
+        first = "compiling" if steps else ""
+        with display.progress(f"{stage.id}: {name}", steps, first=first) as update:
             found = evaluations.evaluate(name, subject, config, update)
         write_json(folder.path / files[name], found)
         display.line(f"{stage.id}: {name} {100 * found['test']:.1f} % on test")
@@ -244,14 +259,25 @@ def evaluate(
             )
 
 
+def _watch(stage: plan.Stage, display: Display) -> Watch:
+    """Shows the progress of a part of what is done with a stage."""
+    return lambda name, total: display.progress(f"{stage.id}: {name}", total)
+
+
 def show_neighbours(
-    stage: plan.Stage, asked: plan.Plan, root: Path, library: Library, devices: parallel.Devices
+    stage: plan.Stage,
+    asked: plan.Plan,
+    root: Path,
+    library: Library,
+    devices: parallel.Devices,
+    display: Display,
 ) -> None:
     """The nearest neighbours by a stage's backbone among its own images; no label is needed."""
     folder, data = stage_folder(root, stage.id), library.of_stage(stage)
     assert data is not None
     path = folder.path / plan.neighbours_file(stage, asked)
-    _write_neighbours(path, stage, load.load_stage(folder), data, devices)
+    shown = _write_neighbours(path, stage, load.load_stage(folder), data, devices, display)
+    _to_tensorboard(folder, stage.steps, shown)
 
 
 def _write_neighbours(
@@ -260,7 +286,8 @@ def _write_neighbours(
     backbone: Backbone,
     data: StageData,
     devices: parallel.Devices,
-) -> None:
+    display: Display,
+) -> np.ndarray:
     asked, config = pictures.question(data, labelled=False), stage.config
     found = features.extract(
         make_model(config.model, devices),
@@ -269,8 +296,14 @@ def _write_neighbours(
         asked.rows,
         config.image_size,
         config.input.center_crop,
+        _watch(stage, display),
     )
-    pictures.write_neighbours(path, found, asked, data, config)
+    return pictures.write_neighbours(path, found, asked, data, config)
+
+
+def _to_tensorboard(folder: StageFolder, step: int, neighbours: np.ndarray) -> None:
+    with contextlib.closing(EventsWriter(folder.path, step)) as events:
+        events.write_image(step, "nearest neighbours", neighbours)
 
 
 def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:
@@ -280,19 +313,22 @@ def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:
         return
     folder = stage_folder(root, stage.id)
     facts = load.inspect(str(folder.path)) or {}
-    path = export.export_backbone(load.load_stage(folder), facts, root / "export")
-    display.line(f"exported {stage.id} to {path}")
+    with display.working(f"exporting {stage.id}"):
+        path = export.export_backbone(load.load_stage(folder), facts, root / "export")
+    display.outcome(f"exported {stage.id} to {path}")
 
 
 def report(asked: plan.Plan, root: Path, display: Display) -> list[ResultRow]:
     """Rebuilds `results.csv` and the report page from all finished work; this study's table."""
     path = root / "results.csv"
-    tables.write_results(path, results.collect(root, display.line))
+    with display.working("gathering results"):
+        tables.write_results(path, results.collect(root, display.line))
     rows = tables.read_results(path)
     mine = [row for row in rows if row.study == asked.config.name]
     if mine:
         display.console.print(tables.results_table(mine, list(asked.config.arms)))
-    made = page.write(root, rows, asked.config.name, display.line)
-    display.line(f"results: {path}")
-    display.line(f"report: {made}")
+    with display.working("drawing the report"):
+        made = page.write(root, rows, asked.config.name, display.line)
+    display.outcome(f"results: {path}")
+    display.outcome(f"report: {made}")
     return rows

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
 from health_files import write_health
+from rich.console import Console
 from test_report_health import read, write_unlabelled
 from test_report_page import Checked
 
 from hpt_jax import plan
 from hpt_jax.config import Stage
 from hpt_jax.report import figures, live, page, results
+from hpt_jax.telemetry.display import Display
 
 
 class Clock:
@@ -49,7 +52,7 @@ def test_no_more_than_a_hundredth_of_the_time_goes_into_the_page(
 ) -> None:
     monkeypatch.setattr(page, "write", lambda *args, **kwargs: tmp_path)
     folder, clock = tmp_path / "target-1", Clock(monkeypatch, took)
-    one = live.Live(tmp_path, "digits", lambda text: None, clock)
+    one = live.Live(tmp_path, "digits", Display(quiet=True), clock)
     one.refresh(stage_of(folder))
     began = clock.now
     for _ in range(400):
@@ -62,16 +65,16 @@ def test_no_more_than_a_hundredth_of_the_time_goes_into_the_page(
 def test_the_page_is_there_before_the_first_step_and_its_path_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, clock, told = write_unlabelled(tmp_path), Clock(monkeypatch, 0.0), []
+    folder, clock, out = write_unlabelled(tmp_path), Clock(monkeypatch, 0.0), io.StringIO()
     for name in ("metrics.csv", "measures.csv", "health.json", "done.json"):
         (folder / name).unlink()
-    one = live.Live(tmp_path, "digits", told.append, clock)
+    one = live.Live(tmp_path, "digits", Display(Console(file=out, width=80)), clock)
     for _ in range(2):
         one.refresh(stage_of(folder))
         clock.now += 60
     assert clock.pages == 2
-    assert len(told) == 1
-    assert str(tmp_path / "report" / "index.html") in told[0]
+    (told,) = out.getvalue().splitlines()
+    assert str(tmp_path / "report" / "index.html") in told
     assert "Running: target-00000100, step 0 of 100" in Checked(index(tmp_path)).words
 
 
@@ -80,7 +83,7 @@ def test_a_page_under_way_says_what_since_when_and_how_to_go_on(
 ) -> None:
     folder, clock = write_unlabelled(tmp_path), Clock(monkeypatch, 0.3)
     monkeypatch.setattr(live, "_clock", iter(["09:00:00", "09:10:00", "09:20:00"]).__next__)
-    one = live.Live(tmp_path, "digits", lambda text: None, clock)
+    one = live.Live(tmp_path, "digits", Display(quiet=True), clock)
     one.refresh(stage_of(folder))
     write_health(folder, 200)
     clock.now += 600
@@ -103,7 +106,7 @@ def test_the_page_at_the_end_has_no_clock_and_is_that_of_a_run_that_nobody_watch
     folder = write_unlabelled(tmp_path)
     read(tmp_path)
     unwatched = index(tmp_path)
-    one = live.Live(tmp_path, "digits", lambda text: None, Clock(monkeypatch, 0.0))
+    one = live.Live(tmp_path, "digits", Display(quiet=True), Clock(monkeypatch, 0.0))
     one.refresh(stage_of(folder))
     assert index(tmp_path) != unwatched
     made = read(tmp_path)
@@ -151,7 +154,7 @@ def test_a_disk_that_is_full_ends_the_run_as_it_always_does(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(page, "whole", full)
-    one = live.Live(tmp_path, "digits", lambda text: None, Clock(monkeypatch, 0.0))
+    one = live.Live(tmp_path, "digits", Display(quiet=True), Clock(monkeypatch, 0.0))
     with pytest.raises(OSError, match="No space left"):
         one.refresh(stage_of(folder))
     assert json.loads((folder / "health.json").read_text())["level"] == "healthy"

@@ -384,7 +384,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     values = [value for line in panel.lines.values() for value in line if math.isfinite(value)]
     if panel.log and max(values, default=0) > 0:
         axes.set_yscale("log", nonpositive="mask")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
     if len(panel.lines) > 1:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hpt_jax import plan
 from hpt_jax.report import page, results
+from hpt_jax.telemetry.display import Display
 from hpt_jax.telemetry.writers import read_metrics
 from hpt_jax.workdir import stage_folder
 
@@ -27,7 +28,7 @@ class Live:
     Args:
       root: the workdir.
       study: the one that runs, with which the page begins.
-      line: told once where the page is.
+      display: told once where the page is.
       now: seconds, monotonic.
     """
 
@@ -35,10 +36,10 @@ class Live:
         self,
         root: Path,
         study: str,
-        line: Callable[[str], None],
+        display: Display,
         now: Callable[[], float] = time.monotonic,
     ):
-        self._root, self._study, self._line, self._now = root, study, line, now
+        self._root, self._study, self._display, self._now = root, study, display, now
         self._started = ""
         self._wait, self._due = SECONDS, -math.inf
 
@@ -60,10 +61,11 @@ class Live:
         # Loading it more often would show the same page.
         seconds = math.ceil(self._wait)
         running = page.Running(self._doing(stage, evaluation), self._started, updated, seconds)
-        rows = results.collect(self._root, lambda text: None)
-        path = page.write(self._root, rows, self._study, running=running)
+        with self._display.working("drawing the report"):
+            rows = results.collect(self._root, lambda text: None)
+            path = page.write(self._root, rows, self._study, running=running)
         if first:
-            self._line(f"report: {path}, made again while this runs")
+            self._display.line(f"report: {path}, made again while this runs")
         ended = self._now()
         self._wait = max(SECONDS, (ended - began) / SHARE)
         self._due = ended + self._wait

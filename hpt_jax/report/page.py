@@ -229,6 +229,7 @@ def _study(
         "graph": graph.layout(
             (run["arm"], [_fact(one, stages) for one in run["chain"]]) for run in plan["runs"]
         ),
+        "choices": plan.get("choices", []),
         "command": command(plan),
         "stages": list(mine.values()),
         "seconds": sum(one["done"].get("seconds", 0) for one in mine.values()),

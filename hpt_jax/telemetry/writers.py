@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 import socket
@@ -11,54 +12,54 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+from PIL import Image
+
 from hpt_jax.errors import UserError
 from hpt_jax.workdir import whole
 
 
 class MetricsWriter:
-    """Writes one row per log interval to `metrics.csv` and to TensorBoard.
+    """Writes rows of a step's numbers to a CSV file and to TensorBoard.
 
     Args:
-      csv_path: the stage's `metrics.csv`.
+      csv_path: the stage's `metrics.csv`, or another one beside it.
       start: the step that training goes on from; rows beyond it, of a run that was killed after
         its last save, are dropped.
+      events: of the stage's folder, which all its writers share: a second file of one run would
+        void what is in the first. None: its own.
       prefix: of the names in TensorBoard.
 
     Raises:
       UserError: the file is damaged.
     """
 
-    def __init__(self, csv_path: Path, start: int, prefix: str = ""):
-        self._path, self._start, self._prefix = csv_path, start, prefix
+    def __init__(
+        self,
+        csv_path: Path,
+        start: int,
+        events: EventsWriter | None = None,
+        prefix: str = "",
+    ):
+        self._path, self._prefix = csv_path, prefix
         # A stage that begins writes its row of step 0 again.
         self._rows = [row for row in read_metrics(csv_path) if start and int(row["step"]) <= start]
-        self._events: EventsWriter | None = None
+        self.events = events or EventsWriter(csv_path.parent, start)
         if self._rows:
             self._rewrite()
         else:
             csv_path.unlink(missing_ok=True)
 
-    def write(
-        self, step: int, scalars: Mapping[str, float], passing: Mapping[str, float] | None = None
-    ) -> None:
-        """Adds the row of `step`.
-
-        Args:
-          step: that the row is of, or that its interval ends with.
-          scalars: the columns.
-          passing: what TensorBoard alone is told, since it is another number each time.
-        """
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds the row of a step, or of the interval that ends with it."""
         self._rows.append({"step": str(step), **{k: repr(float(v)) for k, v in scalars.items()}})
-        if self._events is None:
-            self._events = EventsWriter(self._path.parent, self._start)
         if len(self._rows) == 1:
             self._rewrite()
         else:
             with self._path.open("a", newline="") as file:
                 self._csv(file).writerow(self._rows[-1])
-        shown = {**scalars, **(passing or {})}
-        named = {f"{self._prefix}{name}": value for name, value in shown.items()}
-        self._events.write_scalars(step, named)
+        named = {f"{self._prefix}{name}": value for name, value in scalars.items()}
+        self.events.write_scalars(step, named)
 
     @property
     def rows(self) -> list[dict[str, float]]:
@@ -76,15 +77,14 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes TensorBoard's file."""
-        if self._events is not None:
-            self._events.close()
+        self.events.close()
 
 
 class EventsWriter:
-    """Writes scalars to a new event file of TensorBoard.
+    """Writes curves and pictures to a new event file of TensorBoard, made when it is needed.
 
-    The methods are those of clu's `MetricWriter`, which itself cannot be had without seconds of
-    importing TensorFlow.
+    The methods are like those of clu's `MetricWriter`, which itself cannot be had without seconds
+    of importing TensorFlow.
 
     Args:
       folder: where the file is made.
@@ -92,19 +92,8 @@ class EventsWriter:
     """
 
     def __init__(self, folder: Path, start: int):
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._event = Event
-        # TensorBoard reads a folder's files in the order of their names. Others write the time
-        # there, but a clock may be set back.
-        names = [path.name for path in folder.glob("events.out.tfevents.*")]
-        numbers = [int(found[1]) for name in names if (found := re.search(r"\.(\d{1,19})\.", name))]
-        number = max(numbers, default=-1) + 1
-        name = f"events.out.tfevents.{number:019d}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter((folder / name).open("xb"))
-        self._write(file_version="brain.Event:2")
-        self._write(step=start + 1, session_log=SessionLog(status=SessionLog.START))
+        self._folder, self._start = folder, start
+        self._records: Any = None
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one value to each of some curves; it is on disk at once."""
@@ -114,12 +103,46 @@ class EventsWriter:
             self._write(step=step, summary=scalar_pb(name, value))
         self._records.flush()
 
+    def write_image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Adds a picture u8[height, width, 3]; it is on disk at once."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.image.metadata import create_summary_metadata
+        from tensorboard.util.tensor_util import make_tensor_proto
+
+        coded = io.BytesIO()
+        Image.fromarray(pixels).save(coded, "png")
+        # As `tf.summary.image` has it, which takes TensorFlow: the size, then PNGs.
+        height, width = (str(side).encode() for side in pixels.shape[:2])
+        tensor = make_tensor_proto([width, height, coded.getvalue()])
+        metadata = create_summary_metadata(display_name=None, description=None)
+        value = Summary.Value(tag=name, metadata=metadata, tensor=tensor)
+        self._write(step=step, summary=Summary(value=[value]))
+        self._records.flush()
+
     def close(self) -> None:
-        """Closes the file."""
-        self._records.close()
+        """Closes the file, if there is one."""
+        if self._records is not None:
+            self._records.close()
 
     def _write(self, **content: Any) -> None:
+        if self._records is None:
+            self._open()
         self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
+
+    def _open(self) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event = Event
+        # TensorBoard reads a folder's files in the order of their names. Others write the time
+        # there, but a clock may be set back.
+        names = [path.name for path in self._folder.glob("events.out.tfevents.*")]
+        numbers = [int(found[1]) for name in names if (found := re.search(r"\.(\d{1,19})\.", name))]
+        number = max(numbers, default=-1) + 1
+        name = f"events.out.tfevents.{number:019d}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((self._folder / name).open("xb"))
+        self._write(file_version="brain.Event:2")
+        self._write(step=self._start + 1, session_log=SessionLog(status=SessionLog.START))
 
 
 def read_metrics(csv_path: Path) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import folder_of, tiny_config
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from hpt_jax import run
 from hpt_jax.report import live
@@ -57,6 +58,12 @@ def test_an_unlabelled_run_shows_neighbours_before_and_after_and_a_page_all_alon
     asked = [[one["image"] for one in queries] for queries in shown]
     assert asked[0] == asked[1]
     assert shown[0] != shown[1]
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert len(events.Tensors("augmented views")) == 1
+    assert [event.step for event in events.Tensors("nearest neighbours")] == [0, 6]
+    assert [event.step for event in events.Tensors("loss")] == [2, 4, 6]
 
     first = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     pages.clear()
