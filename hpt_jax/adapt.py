@@ -23,7 +23,7 @@ _NETWORK = {"arch": "resnet10", "width": 16, "stem_stride": 2}
 _SMALL_STEM_BELOW = 100
 # What has no effect on images without colours.
 _COLOURS = ("saturation", "hue", "grayscale_probability")
-# What a dry run assumes of images that are not there.
+# What a dry run assumes of images that are not there, and says so.
 _ABSENT_DATA = {
     "images": 1000, "short_side": 224, "channels": 3, "grey": False, "labelled": False,
     "classes": 0, "multi_label": False,
@@ -90,7 +90,7 @@ class _Chooser:
 
     def say(self, field: str, value: Any, reason: str) -> None:
         """Keeps a choice."""
-        self.choices.append(Choice(field, str(value), reason))
+        self.choices.append(Choice(field, str(value) or "none", reason))
 
 
 def expand(

@@ -30,9 +30,13 @@ def facts_of(
       dry_run: whether a sample of the images is enough, and nothing is kept.
 
     Returns:
-      As `data.survey.facts` has them; None where the dataset is not there.
+      As `data.survey.facts` has them; None where a dry run finds no dataset.
+
+    Raises:
+      UserError: there is no such dataset, or nothing in it can be read.
     """
-    if datasets.fingerprint_of(name, data_dir) is None:
+    if dry_run and datasets.fingerprint_of(name, data_dir) is None:
+        display.line(f"note: {name} is not there; what is chosen here is for 1,000 photographs")
         return None
     dataset = datasets.open_dataset(name, data_dir)
     found = survey.load(folder_of(root), dataset)

@@ -94,7 +94,7 @@ def decode_dicom(content: bytes) -> np.ndarray:
     from pydicom import errors
 
     try:
-        header = pydicom.dcmread(io.BytesIO(content), specific_tags=_TAGS)
+        header = pydicom.dcmread(io.BytesIO(content), specific_tags=list(_TAGS))
         pixels = _frame(header)
         if header.PhotometricInterpretation == "PALETTE COLOR":
             return _coloured(pixels, header)
