@@ -144,13 +144,13 @@ def _size(file: io.BufferedReader) -> int:
 
 
 def _decoded(content: bytes, short_side: int) -> np.ndarray:
+    if is_dicom(content):  # first: it may begin as a TIFF does
+        with _PIXELS.taking(_DICOM_BYTES * len(content)):
+            return decode_dicom(content)
     if content.startswith(_TIFF):
         return _tiff(content)
     if content.startswith(_PNG) and content[24:25] == b"\x10":
         return _png16(content)
-    if is_dicom(content):
-        with _PIXELS.taking(_DICOM_BYTES * len(content)):
-            return decode_dicom(content)
     return _ordinary(content, short_side)
 
 

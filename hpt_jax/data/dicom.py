@@ -15,6 +15,7 @@ Values become unsigned, the same way in every file of a set, so that its images 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 import logging
@@ -46,9 +47,6 @@ _DAMAGED = (
     ArithmeticError, AttributeError, BufferError, EOFError, LookupError, NotImplementedError,
     OSError, RuntimeError, TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
-# They quote what stands in a file.
-warnings.filterwarnings("ignore", module=r"pydicom\.")
-logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 
 def installed() -> bool:
@@ -90,11 +88,10 @@ def decode_dicom(content: bytes) -> np.ndarray:
     """
     if not installed():
         raise ValueError("a DICOM file, which needs pydicom: pip install pydicom")
-    import pydicom
     from pydicom import errors
 
     try:
-        header = pydicom.dcmread(io.BytesIO(content), specific_tags=list(_TAGS))
+        header = _pydicom().dcmread(io.BytesIO(content), specific_tags=list(_TAGS))
         pixels = _frame(header)
         if header.PhotometricInterpretation == "PALETTE COLOR":
             return _coloured(pixels, header)
@@ -103,6 +100,17 @@ def decode_dicom(content: bytes) -> np.ndarray:
         raise
     except (*_DAMAGED, errors.BytesLengthException, errors.InvalidDicomError) as error:
         raise ValueError(f"a damaged DICOM file ({type(error).__name__})") from None
+
+
+@functools.cache
+def _pydicom() -> Any:
+    """The package; its warnings would quote what stands in a file."""
+    import pydicom
+
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    logging.getLogger("pydicom").disabled = True
+    warnings.filterwarnings("ignore", module=r"pydicom\.")
+    return pydicom
 
 
 class _Undecodable(ValueError):
