@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 # But for docs/api/, whose blocks are signatures.
 PAGES = (
     "README.md",
+    "CHANGELOG.md",
     *sorted(
         str(path.relative_to(ROOT))
         for path in ROOT.glob("docs/**/*.md")
@@ -119,7 +120,7 @@ class Sandbox:
         elif block.file:
             path = self.folder / block.file
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block.text, encoding="utf-8")
+            path.write_text(self._filled(block.text), encoding="utf-8")
         elif block.language == "python" and not self.dry:
             self._call(block, [sys.executable, "-c", self._filled(block.text)])
         elif block.language == "sh":
@@ -167,6 +168,7 @@ class Sandbox:
         environment = os.environ | {
             "PATH": f"{log.parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join([str(self.folder), str(ROOT)]),
+            "XLA_FLAGS": "",  # one device, as a reader's laptop has
         }
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True
