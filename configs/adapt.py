@@ -29,6 +29,5 @@ def get_config() -> ConfigDict:
     # What is not set here is chosen: steps, image size, batch, queue and rate from the data and
     # from `init`; the network is the checkpoint's, else one small enough for a laptop. With a GPU:
     # --config.model.arch=resnet50 --config.model.width=64.
-    config.moco.momentum = 0.99  # the key encoder has hundreds of steps to follow, not thousands
     config.save_every_minutes = 1.0
     return config

@@ -168,6 +168,21 @@ SHARED = ("method", "batch_size", "image_size", "model", "moco", "optimizer", "a
 
 
 @dataclasses.dataclass(frozen=True)
+class Choice:
+    """What a template chose from the data, or the user in its place.
+
+    Attributes:
+      field: as on the command line.
+      value: as it is shown.
+      reason: why, in a line.
+    """
+
+    field: str
+    value: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run, resolved."""
 
@@ -195,6 +210,11 @@ class Config:
     parallel: Parallel = Parallel()
     dry_run: bool = False
     shared: Stage = Stage()  # the shared fields, for stages that no one wrote down
+    choices: tuple[Choice, ...] = ()  # of a template that tells why
+
+
+# Fields of `Config` that no one sets.
+MADE = ("shared", "choices")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +262,7 @@ def default_config(template: str = "stages") -> config_dict.ConfigDict:
     # would stop at the first.
     config = config_dict.ConfigDict(type_safe=False)
     for field in dataclasses.fields(Config):
-        if field.name not in ("shared", "stages", "arms"):
+        if field.name not in ("stages", "arms", *MADE):
             config[field.name] = _mutable(getattr(Config(), field.name), template)
     for name in SHARED:
         config[name] = _mutable(getattr(Stage(), name), template)

@@ -246,6 +246,11 @@ class Library:
         if store.reading.window:
             low, high = store.reading.window
             self._display.line(f"{dataset.name}: 16 bit, of which {low} to {high} are seen")
+        if dataset.left_out:
+            self._display.line(
+                f"note: {dataset.name}: {dataset.left_out} DICOM files are left out; they are read "
+                "with pydicom: pip install pydicom"
+            )
         if dataset.strays and dataset.labelled:
             self._display.line(
                 f"note: {dataset.name}: {len(dataset.strays)} images, such as {dataset.strays[0]}, "

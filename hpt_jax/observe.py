@@ -151,9 +151,17 @@ class Observer:
         self._facts = health.facts(training.stage, len(training.data.rows))
         self._level = ""
 
-    def log(self, step: int, means: Mapping[str, float]) -> None:
-        """Writes the means of the metrics over the interval that ends with `step`."""
+    def log(self, step: int, means: Mapping[str, float], data_wait: float) -> None:
+        """Writes what an interval was like.
+
+        Args:
+          step: at its end.
+          means: of the metrics.
+          data_wait: the share of its time in which there was no batch; to TensorBoard alone, since
+            it is another one each time.
+        """
         self._metrics.write(step, means)
+        self._metrics.events.write_scalars(step, {"data_wait": data_wait})
         self._judge(step)
 
     def look(self, step: int, carry: Carry) -> None:
@@ -168,11 +176,12 @@ class Observer:
         self._metrics.events.write_image(step, name, picture)
 
     def _judge(self, step: int, tell: bool = False) -> None:
-        found = health.judge(self._facts, self._metrics.rows, self._measures.rows)
-        write_json(self._folder.health, health.as_json(found))
+        known = self._facts, self._metrics.rows, self._measures.rows
+        found = health.judge(*known)
+        write_json(self._folder.health, health.as_json(*known))
         if tell or found.level != self._level:
             mark = "alarm: " if found.level == "alarm" else ""
-            self._line(f"{mark}{self._training.stage.id}: {found.text}")
+            self._line(f"{mark}{self._training.stage.id}: step {step}: {found.text}")
         self._level = found.level
         self._refresh()
 

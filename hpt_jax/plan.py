@@ -313,11 +313,13 @@ def exported(asked: Plan) -> Stage | None:
 
 def as_json(asked: Plan) -> dict[str, Any]:
     """The content of `plans/<name>.json`: the config, and where each result will be found."""
+    config = dataclasses.asdict(asked.config)
     return {
+        "choices": config.pop("choices"),
         "study": asked.config.name,
         "analysis": asked.config.analysis,
         "config_id": asked.config_id,
-        "config": dataclasses.asdict(asked.config),
+        "config": config,
         "dataset": asked.config.target,
         "metric": asked.config.metric,
         "runs": [
@@ -348,4 +350,5 @@ def _config_id(config: config_lib.Config) -> str:
         del fields[name]
     for name in ("save_every_steps", "save_every_minutes", "keep_checkpoints", "keep_every_steps"):
         del fields[name]
+    del fields["choices"]
     return content_hash(fields)

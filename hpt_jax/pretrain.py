@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +145,8 @@ def train(
             observer.show(start, "augmented views", views)
         if stage.trains and not start:
             observer.look(0, carry)
-        for step, batch in zip(range(start, steps), batches, strict=True):
+        timed = _Timed(batches)
+        for step, batch in zip(range(start, steps), timed, strict=True):
             carry, metrics = training.take(carry, batch, step)
             stop.hold()
             # One step is always queued behind the one that runs; more would only delay a stop.
@@ -155,10 +157,11 @@ def train(
             if stage.trains and (done % saving.log_every_steps == 0 or done == steps):
                 means = _means(carry.totals)
                 rate = learning_rate(stage.config.optimizer, step, steps)
-                observer.log(done, {**means, "learning_rate": rate})
+                wait = timed.share_waited()
+                observer.log(done, {**means, "learning_rate": rate}, wait)
                 totals = jax.tree.map(jnp.zeros_like, carry.totals)
                 carry = dataclasses.replace(carry, totals=totals)
-                note = f"loss {means['loss']:.3f}"
+                note = f"loss {means['loss']:.3f}{_slow(wait)}"
                 _check_finite(carry, training, folder, saver)
             if stage.trains and is_due(done, steps):
                 observer.look(done, carry)
@@ -173,6 +176,34 @@ def train(
             if asked:
                 break
     return start
+
+
+class _Timed:
+    """Batches, and how long they were waited for."""
+
+    def __init__(self, batches: Iterator[Any]):
+        self._batches, self._waited, self._since = batches, 0.0, time.monotonic()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        began = time.monotonic()
+        try:
+            return next(self._batches)
+        finally:
+            self._waited += time.monotonic() - began
+
+    def share_waited(self) -> float:
+        """The share of the time since it was last asked, in [0, 1]."""
+        now = time.monotonic()
+        waited, passed = self._waited, now - self._since
+        self._waited, self._since = 0.0, now
+        return min(waited / passed, 1.0) if passed > 0 else 0.0
+
+
+def _slow(data_wait: float) -> str:
+    return f", {100 * data_wait:.0f} % of the time waiting for images" if data_wait > 0.2 else ""
 
 
 def _due(saving: Saving, done: int, seconds: float) -> bool:

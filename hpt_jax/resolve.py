@@ -15,14 +15,17 @@ from ml_collections import config_dict
 from hpt_jax import adapt, studies
 from hpt_jax.adapt import Inspect
 from hpt_jax.augment.policies import POLICIES, Policy
-from hpt_jax.config import SHARED, TEMPLATE_FIELDS, Config, Stage
+from hpt_jax.config import MADE, SHARED, TEMPLATE_FIELDS, Choice, Config, Stage
 from hpt_jax.errors import Mistake, UserError, nearest
 from hpt_jax.validate import check, once, suggest
 
 _SECTION = "Write a dict of its fields."
 
 # How a template's short-hand fields become stages, arms and the rest.
-_EXPAND: dict[str, Callable[..., None]] = {"adapt": adapt.expand, "study": studies.expand}
+_EXPAND: dict[str, Callable[..., tuple[Choice, ...]]] = {
+    "adapt": adapt.expand,
+    "study": studies.expand,
+}
 
 
 def resolve(
@@ -54,6 +57,7 @@ def resolve(
     for path, text in overrides:
         _override(raw, path, text, mistakes)
     fields = TEMPLATE_FIELDS[template]
+    choices: tuple[Choice, ...] = ()
     if fields is not None:
         names = {field.name for field in dataclasses.fields(fields)}
         short = {name: raw.pop(name) for name in names if name in raw}
@@ -61,8 +65,8 @@ def resolve(
         _resolve_stages(_copied(raw), mistakes)
         if mistakes:  # a template must not compute with values of the wrong type
             raise UserError.of(mistakes)
-        _EXPAND[template](raw, built, inspect_data, inspect_weights)
-    resolved = _resolve_stages(raw, mistakes)
+        choices = _EXPAND[template](raw, built, inspect_data, inspect_weights)
+    resolved = dataclasses.replace(_resolve_stages(raw, mistakes), choices=choices)
     mistakes += check(resolved, alone=bool(mistakes))
     if mistakes:
         raise UserError.of(mistakes)
@@ -147,7 +151,8 @@ def _top_hints(template: str) -> dict[str, Any]:
     sections = {name: _hints(hint) for name, hint in typing.get_type_hints(Stage).items()}
     sections["augment"] = {"policy": str, **_hints(Policy)}
     top = {name: _hints(hint) for name, hint in typing.get_type_hints(Config).items()}
-    del top["shared"]
+    for name in MADE:
+        del top[name]
     top |= {name: sections[name] for name in SHARED}
     top["stages"] = sections
     top["arms"] = tuple[str, ...]
@@ -180,7 +185,7 @@ def _resolve_stages(raw: dict[str, Any], mistakes: list[Mistake]) -> Config:
         stages[name] = _build_stage(_merge(shared, own), at, found)
         mistakes += once(inherited, found, at)
     known = _top_hints(raw.get("template", "stages"))
-    top = _build(Config, raw, "", mistakes, ("stages", "arms", "shared"), known)
+    top = _build(Config, raw, "", mistakes, ("stages", "arms", *MADE), known)
     return dataclasses.replace(top, stages=stages, arms=arms, shared=default)
 
 

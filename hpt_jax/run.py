@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hpt_jax import (
+    adapt,
     branch,
     compiled,
     estimate,
@@ -20,6 +21,7 @@ from hpt_jax import (
     plan,
     pretrain,
     resolve,
+    surveys,
     workdir,
 )
 from hpt_jax.data import datasets
@@ -66,8 +68,9 @@ def run(
     """
     display, stop = display or Display(), stop or Stop()
     root = Path(folder).absolute()
-    with display.working("looking at the data"):
-        asked = make_plan(config, overrides, display.line)
+    asked = make_plan(config, overrides, display, root)
+    for line in adapt.lines(asked.config.choices):
+        display.line(line)
     if asked.config.dry_run:
         handover.check_present_files(asked)
         for line in estimate.describe(asked, root):
@@ -115,31 +118,36 @@ def run(
 def make_plan(
     config: Mapping[str, Any],
     overrides: Sequence[tuple[str, str]] = (),
-    line: Callable[[str], None] | None = None,
+    display: Display | None = None,
+    root: Path | None = None,
 ) -> plan.Plan:
-    """Resolves a config and lays out its stages; reads names and sizes of files, no pixels.
+    """Resolves a config and lays out its stages.
+
+    Reads names and sizes of files, and no pixels, but for templates that choose from the data.
 
     Args:
       config: what a config file's `get_config()` returns.
       overrides: (dotted field, text) pairs.
-      line: where it is said that a dataset of a catalog is being prepared, which happens unless
-        it is a dry run; None: nothing is prepared.
+      display: where it is told that a dataset of a catalog is being prepared, which happens unless
+        it is a dry run, and what is found in a dataset; None: nothing is prepared nor told.
+      root: the workdir, where what is found is kept; None: it is not.
     """
-    data_dir, dry_run = (
-        resolve.value_of(name, config, overrides) for name in ("data_dir", "dry_run")
+    data_dir, dry_run, template = (
+        resolve.value_of(name, config, overrides) for name in ("data_dir", "dry_run", "template")
     )
 
     def prepare(name: str) -> str:
-        if line is not None and not dry_run:
-            datasets.prepare(name, data_dir or "", line)
+        if display is not None and not dry_run:
+            datasets.prepare(name, data_dir or "", display.line)
         return name
 
-    resolved = resolve.resolve(
-        config,
-        overrides,
-        lambda name: datasets.inspect(prepare(name), data_dir or ""),
-        load.inspect,
-    )
+    def inspect(name: str) -> Mapping[str, Any] | None:
+        prepare(name)
+        if template != "adapt" or display is None or root is None:
+            return datasets.inspect(name, data_dir or "")
+        return surveys.facts_of(name, data_dir or "", root, display, bool(dry_run))
+
+    resolved = resolve.resolve(config, overrides, inspect, load.inspect)
     return plan.make_plan(
         resolved,
         lambda name: datasets.fingerprint_of(prepare(name), resolved.data_dir),

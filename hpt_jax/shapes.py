@@ -62,6 +62,25 @@ def _evaluation(value: Any) -> bool:
     return type(value) is str and _name(value.removeprefix("evaluations/"))
 
 
+def _pair(value: Any) -> bool:
+    return fits(value, [_text]) and len(value) == 2
+
+
+def _spread(value: Any) -> bool:
+    """Smallest, median and largest."""
+    return fits(value, [_count]) and len(value) == 3 and value == sorted(value)
+
+
+def _classes(value: Any) -> bool:
+    """Name -> how many."""
+    return fits(value, {...: _count}) and all(map(_text, value))
+
+
+def _kinds(value: Any) -> bool:
+    """A whole number as text -> how many; at least one."""
+    return bool(value) and fits(value, {...: _count}) and all(map(str.isdecimal, value))
+
+
 DONE = {"steps": _count, "steps_timed": _count, "seconds": _seconds, "checkpoint?": _count}
 LINEAGE = {
     "id": _name,
@@ -128,8 +147,36 @@ PLAN = {
             "before?": (None, _name),
         }
     ],
-    "choices?": [{"field": str, "value": _printed, "reason": str}],
+    "choices?": [{"field": _text, "value": _text, "reason": _text}],
     "command?": {"config": str, "workdir": str, "overrides": [[str]]},
+}
+
+SURVEY = {
+    "dataset": _text,
+    "fingerprint": str,
+    "images": _count,
+    "looked_at": _count,
+    "splits": {...: _count},
+    "cut": [str],
+    "pretrained_on": _count,
+    "classes": _classes,
+    "multi_label": bool,
+    "heights": _spread,
+    "widths": _spread,
+    "short_sides": _spread,
+    "channels": _kinds,
+    "depths": _kinds,
+    "grey": _count,
+    "copies": _count,
+    "copies_in_test": _count,
+    "copies_named": [_pair],
+    "blank": _count,
+    "blank_named": [_text],
+    "unreadable": _count,
+    "unreadable_named": [_pair],
+    "pixel_mean": [_number],
+    "pixel_std": [_number],
+    "window": [_count],
 }
 
 

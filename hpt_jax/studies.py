@@ -13,7 +13,7 @@ from typing import Any
 
 from hpt_jax.adapt import Inspect, fitting_batch, fitting_queue
 from hpt_jax.augment.policies import ROBUSTNESS
-from hpt_jax.config import ANALYSES, StudyFields
+from hpt_jax.config import ANALYSES, Choice, StudyFields
 from hpt_jax.data import SCHEMES
 from hpt_jax.errors import Mistake, UserError, nearest
 from hpt_jax.models.resnet import ARCHITECTURE_FIELDS
@@ -118,7 +118,7 @@ _ABSENT: Mapping[str, Any] = {"images": 100_000, "channels": 3, "classes": 0, "m
 
 def expand(
     raw: dict[str, Any], fields: StudyFields, inspect_data: Inspect, inspect_weights: Inspect
-) -> None:
+) -> tuple[Choice, ...]:
     """Writes stages, arms, target and evaluations into a config.
 
     Args:
@@ -126,6 +126,9 @@ def expand(
       fields: the short-hand fields.
       inspect_data: facts of a dataset (see `data.datasets.inspect`), None where it is not there.
       inspect_weights: the same for a checkpoint.
+
+    Returns:
+      Nothing: what is chosen here is chosen by the scale.
 
     Raises:
       UserError: short-hand fields are wrong or missing; all of them at once.
@@ -177,6 +180,7 @@ def expand(
         if not scale.one_base:  # a checkpoint is one model, however many seeds the target has
             shared = [name for name in shared if name == "base" and not _is_dataset(fields.base)]
         raw["shared_stages"] = tuple(shared)
+    return ()
 
 
 def _checked(fields: StudyFields, analysis: str, inspect_weights: Inspect) -> StudyFields:
@@ -330,7 +334,7 @@ def _stage(
     if (raw.get("moco") or {}).get("queue_size") is None:
         queue = scale.largest_queue
         if fields.scale == "small":
-            queue = max(raw["batch_size"], min(queue, fitting_queue(images)))
+            queue = max(raw["batch_size"], min(queue, fitting_queue(images, raw["batch_size"])))
         stage["moco"] = {"queue_size": queue}
     return stage
 

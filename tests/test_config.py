@@ -539,7 +539,8 @@ def adapt(facts, weights=None, **fields):
 
 
 FACTS = {
-    "images": 300, "labelled": True, "multi_label": False, "short_side": 32, "channels": 3,
+    "images": 300, "labelled": True, "classes": 2, "multi_label": False, "short_side": 32,
+    "channels": 3, "grey": False,
 }  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 import concurrent.futures
 import io
 import struct
+import threading
+import time
 import warnings
 import zlib
 
@@ -12,6 +14,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from hpt_jax.data import decode as decode_lib
 from hpt_jax.data.decode import decode
 from hpt_jax.data.images import Unreadable
 
@@ -326,3 +329,23 @@ def test_an_image_of_dangerous_size_is_unreadable(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(Unreadable, match="decompression bomb"):
         decode(str(tmp_path / "a.png"))
+
+
+def test_threads_hold_no_more_than_there_is_room_for_and_a_large_one_waits_for_all():
+    room, lock, held, most = decode_lib._Room(100), threading.Lock(), [], []
+
+    def take(amount):
+        with room.taking(amount):
+            with lock:
+                held.append(amount)
+                most.append(sum(held))
+            time.sleep(0.001)
+            with lock:
+                held.remove(amount)
+
+    amounts = [*RNG.integers(1, 60, 60).tolist(), 250, 300]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(take, amounts))
+    assert sorted(most)[-2:] == [250, 300]  # alone: there is never room
+    assert sorted(most)[-3] <= 100
+    assert max(most) > max(amounts[:60])  # else the test would see one thread alone

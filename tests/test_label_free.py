@@ -54,11 +54,21 @@ def test_even_features_on_the_sphere_reach_the_known_uniformity() -> None:
     assert found == pytest.approx(math.log(math.exp(-4) * math.sinh(4) / 4), abs=0.01)
 
 
-def test_a_view_is_found_where_no_other_image_is_as_near() -> None:
+def test_retrieval_is_by_the_place_at_which_the_own_image_comes() -> None:
     first = np.array([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
-    second = np.array([[3.0, 1], [0.1, 2], [0, 1], [0, -5]])  # the third is nearest to the second
-    assert label_free.retrieval(first, second) == 0.75
-    assert label_free.retrieval(np.ones((4, 2)), np.ones((4, 2))) == 0  # a tie is no find
+    # Found 1st, 1st, 3rd (equally far as another) and 1st.
+    second = np.array([[3.0, 1], [0.1, 2], [0, 1], [0.2, -5]])
+    by_chance = np.mean(np.log([1, 2, 3, 4]))
+    expected = 1 - (math.log(3) / 4) / by_chance
+    assert label_free.retrieval(first, second) == pytest.approx(expected)
+    assert label_free.retrieval(first, first) == 1
+
+
+def test_retrieval_is_0_by_chance_and_negative_where_others_are_always_nearer() -> None:
+    assert label_free.retrieval(normal(0, 2000, 8), normal(1, 2000, 8)) == pytest.approx(
+        0, abs=0.01
+    )
+    assert label_free.retrieval(np.ones((4, 2)), np.ones((4, 2))) < -0.5  # ties count as nearer
 
 
 def test_one_image_and_zeros_are_no_fault() -> None:
@@ -66,4 +76,4 @@ def test_one_image_and_zeros_are_no_fault() -> None:
     assert label_free.uniformity(one) == 0
     assert label_free.retrieval(one, one) == 1
     assert label_free.alignment(zeros, zeros) == 0
-    assert label_free.retrieval(zeros, zeros) == 0
+    assert label_free.retrieval(zeros, zeros) < 0

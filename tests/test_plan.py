@@ -462,7 +462,7 @@ def test_a_dry_run_fetches_nothing_however_it_is_spelt(tmp_path, monkeypatch, te
     config.dry_run = text is None
     asked = []
     monkeypatch.setattr(run.datasets, "prepare", lambda name, *_: asked.append(name))
-    planned = run.make_plan(config, [] if text is None else [("dry_run", text)], print)
+    planned = run.make_plan(config, [] if text is None else [("dry_run", text)], Display())
     assert bool(asked) != planned.config.dry_run
 
 

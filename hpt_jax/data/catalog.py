@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from hpt_jax.data.decode import decode
+from hpt_jax.data.decode import decode, whole_size
 from hpt_jax.data.images import Dataset
 from hpt_jax.data.splits import SPLIT_NAMES, with_cut_splits
 from hpt_jax.errors import UserError, nearest
@@ -65,10 +65,17 @@ class CatalogImages:
 
     def read(self, index: int, short_side: int = 0) -> np.ndarray:
         """One image, u8 or u16[h, w, c]; raises `Unreadable`; from any thread."""
+        return decode(self._content(index), self.name_of(index), short_side)
+
+    def whole_size(self, index: int) -> tuple[int, int] | None:
+        """(height, width) of a JPEG, None of others; raises `Unreadable`."""
+        return whole_size(self._content(index), self.name_of(index))
+
+    def _content(self, index: int) -> bytes:
         place = index
         for source in self.sources:
             if place < len(source):
-                return decode(source[place][self.key], self.name_of(index), short_side)
+                return source[place][self.key]
             place -= len(source)
         raise IndexError(index)
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-import numpy as np
-
-from hpt_jax.data import SCHEMES
+from hpt_jax.data import SCHEMES, survey
 from hpt_jax.data.catalog import fingerprint_of_catalog, open_catalog
 from hpt_jax.data.catalog import prepare as prepare_catalog
 from hpt_jax.data.folders import fingerprint_of_folder, open_folder
-from hpt_jax.data.images import Dataset, Unreadable
+from hpt_jax.data.images import Dataset
 from hpt_jax.data.packages import PACKAGES, fingerprint_of_package, open_package
 from hpt_jax.errors import UserError
 
@@ -118,25 +116,8 @@ def inspect(name: str, data_dir: str = "") -> dict[str, object] | None:
     """Facts of a dataset that templates choose by; None where it is not there.
 
     Returns:
-      'images' (count, without test), 'labelled' (bool), 'classes' (count), 'multi_label' (bool),
-      'short_side' (median of a sample's short sides, pixels), 'channels' (the most of the sample).
+      See `survey.facts`; those of pixels by a sample of the images.
     """
     if fingerprint_of(name, data_dir) is None:
         return None
-    dataset = open_dataset(name, data_dir)
-    shapes = []
-    for index in range(0, len(dataset.images), max(1, len(dataset.images) // 64)):
-        try:
-            shapes.append(dataset.images.read(index).shape)
-        except Unreadable:
-            continue  # counted and named where the images are loaded
-    if not shapes:
-        return None
-    return {
-        "images": sum(len(ids) for name, ids in dataset.splits.items() if name != "test"),
-        "labelled": dataset.labelled,
-        "classes": len(dataset.class_names),
-        "multi_label": dataset.multi_label,
-        "short_side": int(np.median([min(shape[:2]) for shape in shapes])),
-        "channels": max(shape[2] for shape in shapes),
-    }
+    return survey.facts(survey.survey(open_dataset(name, data_dir), most=survey.SAMPLE))

@@ -1,19 +1,23 @@
-"""Decoding image files: 8 and 16 bit, grey, RGB and any number of bands."""
+"""Decoding image files: 8 and 16 bit, grey, RGB and any number of bands; DICOM in `data.dicom`."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import math
 import os
 import struct
+import threading
 import warnings
+from collections.abc import Iterator
 
 import imagecodecs
 import numpy as np
 import tifffile
 from PIL import ExifTags, Image, ImageOps
 
+from hpt_jax.data.dicom import decode_dicom, is_dicom
 from hpt_jax.data.images import Unreadable
 
 # What Pillow, tifffile, imagecodecs (whose codecs' errors are RuntimeErrors) and the operating
@@ -37,8 +41,40 @@ _MOST_BYTES = 2**32  # of a file: as many as the largest image takes, decoded
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
+_SIDEWAYS = (5, 6, 7, 8)  # orientations of EXIF and TIFF that swap height and width
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+
+
+class _Room:
+    """Lets threads in as long as they take no more together than there is; one always may."""
+
+    def __init__(self, most: int):
+        self._most, self._taken = most, 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taking(self, amount: int) -> Iterator[None]:
+        """Waits for the room, and holds it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + amount <= self._most)
+            self._taken += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= amount
+                self._changed.notify_all()
+
+
+# Bytes of files and of what they are decoded to, held at one time by all threads. Who waits for the
+# second may hold some of the first, and never the other way round.
+_FILES, _PIXELS = _Room(2**30), _Room(2**30)
+# Bytes a pixel on the way: Pillow's own four, a turned copy of them, and the result's three.
+_PILLOW_BYTES = 11
+_PNG16_BYTES = 8
+_DICOM_BYTES = 16  # a byte of the file
 
 
 def decode(file: str | bytes, name: str = "", short_side: int = 0) -> np.ndarray:
@@ -61,13 +97,11 @@ def decode(file: str | bytes, name: str = "", short_side: int = 0) -> np.ndarray
     """
     name = name or str(file)
     try:
-        content = _content(file) if isinstance(file, str) else file
-        if content.startswith(_TIFF):
-            pixels = _tiff(content)
-        elif content.startswith(_PNG) and content[24:25] == b"\x10":
-            pixels = _png16(content)
+        if isinstance(file, str):
+            with open(file, "rb") as opened, _FILES.taking(_size(opened)):
+                pixels = _decoded(opened.read(), short_side)
         else:
-            pixels = _ordinary(content, short_side)
+            pixels = _decoded(file, short_side)
     except _DAMAGED as error:
         raise Unreadable(name, _reason(error)) from error
     if pixels.dtype not in (np.uint8, np.uint16):
@@ -75,17 +109,55 @@ def decode(file: str | bytes, name: str = "", short_side: int = 0) -> np.ndarray
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def _content(path: str) -> bytes:
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size > _MOST_BYTES:
-            raise ValueError(f"larger than {_MOST_BYTES >> 30} GiB")
-        return file.read()
+def whole_size(file: str | bytes, name: str = "") -> tuple[int, int] | None:
+    """(height, width) of a JPEG, upright, from its header: what `decode` gives at full size.
+
+    Args:
+      file: as in `decode`.
+      name: as in `decode`.
+
+    Returns:
+      None for files of other kinds, which `decode` always gives at full size.
+
+    Raises:
+      Unreadable: the header cannot be read.
+    """
+    try:
+        with open(file, "rb") if isinstance(file, str) else io.BytesIO(file) as content:
+            if content.read(len(_JPEG)) != _JPEG:
+                return None
+            content.seek(0)
+            with Image.open(content, formats=("JPEG",)) as image:
+                turned = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
+                width, height = image.size
+    except _DAMAGED as error:
+        raise Unreadable(name or str(file), _reason(error)) from error
+    return (width, height) if turned else (height, width)
+
+
+def _size(file: io.BufferedReader) -> int:
+    """Bytes of a file; refuses what is too large."""
+    size = os.fstat(file.fileno()).st_size
+    if size > _MOST_BYTES:
+        raise ValueError(f"larger than {_MOST_BYTES >> 30} GiB")
+    return size
+
+
+def _decoded(content: bytes, short_side: int) -> np.ndarray:
+    if is_dicom(content):  # first: it may begin as a TIFF does
+        with _PIXELS.taking(_DICOM_BYTES * len(content)):
+            return decode_dicom(content)
+    if content.startswith(_TIFF):
+        return _tiff(content)
+    if content.startswith(_PNG) and content[24:25] == b"\x10":
+        return _png16(content)
+    return _ordinary(content, short_side)
 
 
 def _check_size(pixels: int) -> None:
     """Refuses what Pillow would refuse."""
     if pixels > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
-        raise Image.DecompressionBombError(f"{pixels} pixels, which is a decompression bomb")
+        raise Image.DecompressionBombError
 
 
 def _ordinary(content: bytes, short_side: int) -> np.ndarray:
@@ -95,23 +167,31 @@ def _ordinary(content: bytes, short_side: int) -> np.ndarray:
             width, height = image.size
             short = min(image.size)
             image.draft(None, (width * short_side // short, height * short_side // short))
-        ImageOps.exif_transpose(image, in_place=True)
-        # A transparent colour would make Pillow warn, and alpha is dropped anyway.
-        image.info.pop("transparency", None)
-        if image.mode.startswith("I;16"):
-            return np.array(image).astype(np.uint16)
-        if image.mode in ("I", "F"):
-            pixels = np.array(image)
-            # Pillow widens PGM files of 16 bits.
-            return pixels.astype(np.uint16) if image.format == "PPM" else pixels
-        grey = image.mode in ("1", "L", "LA")
-        return np.array(image.convert("L" if grey else "RGB"))
+        with _PIXELS.taking(_PILLOW_BYTES * math.prod(image.size)):
+            return _shown(image)
+
+
+def _shown(image: Image.Image) -> np.ndarray:
+    """An opened image upright, its palette resolved and its alpha dropped."""
+    ImageOps.exif_transpose(image, in_place=True)
+    # A transparent colour would make Pillow warn, and alpha is dropped anyway.
+    image.info.pop("transparency", None)
+    if image.mode.startswith("I;16"):
+        return np.array(image).astype(np.uint16)
+    if image.mode in ("I", "F"):
+        pixels = np.array(image)
+        # Pillow widens PGM files of 16 bits.
+        return pixels.astype(np.uint16) if image.format == "PPM" else pixels
+    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    return np.array(image if image.mode == mode else image.convert(mode))
 
 
 def _png16(content: bytes) -> np.ndarray:
     """A PNG of 16 bits, which Pillow would cut down to 8 where it has colours."""
-    _check_size(math.prod(struct.unpack_from(">II", content, 16)))
-    pixels = imagecodecs.png_decode(content)
+    size = math.prod(struct.unpack_from(">II", content, 16))
+    _check_size(size)
+    with _PIXELS.taking(_PNG16_BYTES * size):
+        pixels = imagecodecs.png_decode(content)
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     pixels = pixels[:, :, : channels - 1] if channels in (2, 4) else pixels  # alpha is the last
     exif = Image.Exif()
@@ -132,7 +212,7 @@ def _png_chunk(content: bytes, kind: bytes) -> bytes:
 
 def _upright(pixels: np.ndarray, orientation: object) -> np.ndarray:
     """Turns [h, w] or [h, w, c] as the tag of EXIF and TIFF says; beyond 1 to 8 it says nothing."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in _SIDEWAYS:
         pixels = pixels.swapaxes(0, 1)
     rows = -1 if orientation in (3, 4, 7, 8) else 1
     columns = -1 if orientation in (2, 3, 6, 7) else 1
@@ -152,7 +232,8 @@ def _tiff(content: bytes) -> np.ndarray:
             _check_size(page.tilewidth * page.tilelength)
             if page.nbytes > _MOST_BYTES:
                 raise ValueError(f"larger than {_MOST_BYTES >> 30} GiB")
-            pixels = page.asarray()
+            with _PIXELS.taking(page.nbytes):
+                pixels = page.asarray(maxworkers=1)
             orientation = page.tags.valueof("Orientation")
     except _CREDULOUS as error:
         raise ValueError("damaged TIFF tags") from error
@@ -167,6 +248,9 @@ def _tiff(content: bytes) -> np.ndarray:
 
 def _reason(error: BaseException) -> str:
     """One line for a message; without the path, which stands beside it."""
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return f"more than {most:,} pixels, or a decompression bomb: cut it into tiles"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image file of a known format"
     if isinstance(error, OSError) and error.strerror:

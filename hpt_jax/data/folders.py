@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from hpt_jax.data import labels_csv
-from hpt_jax.data.decode import decode
+from hpt_jax.data import dicom, labels_csv
+from hpt_jax.data.decode import decode, whole_size
 from hpt_jax.data.images import Dataset
 from hpt_jax.data.splits import SPLIT_OF, SPLITS, with_cut_splits
 from hpt_jax.errors import UserError
@@ -21,6 +21,7 @@ from hpt_jax.errors import UserError
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
 )  # fmt: skip
+_INSTALL = "pip install pydicom"
 # Ways along links by which one folder may be reached; folders that link each other make millions.
 _MOST_WAYS = 100
 
@@ -39,6 +40,10 @@ class FolderImages:
     def read(self, index: int, short_side: int = 0) -> np.ndarray:
         """One image, u8 or u16[h, w, c]; raises `Unreadable`."""
         return decode(self.name_of(index), short_side=short_side)
+
+    def whole_size(self, index: int) -> tuple[int, int] | None:
+        """(height, width) of a JPEG, None of others; raises `Unreadable`."""
+        return whole_size(self.name_of(index))
 
     def name_of(self, index: int) -> str:
         """The file's whole path."""
@@ -63,19 +68,23 @@ def open_folder(name: str, root: str, fractions: dict[str, float]) -> Dataset:
             f"a folder of images (not found: {root})",
             "Mend the path, or set data_dir to the folder that it is relative to.",
         )
-    files = _image_files(name, root)
+    files, left_out = _image_files(name, root)
     if not files:
-        raise UserError(
-            "dataset",
-            name,
-            f"image files, but {root} has none",
-            f"Known suffixes: {' '.join(SUFFIXES)}; hidden files and folders are skipped.",
-        )
+        raise _no_images(name, root, left_out)
     paths = tuple(path for path, _ in files)
     table = labels_csv.content_of(root)
     fingerprint = _folder_fingerprint(files, table)
     if table is not None:
-        return _open_table(name, root, paths, fingerprint, table, fractions)
+        made = _open_table(name, root, paths, fingerprint, table, fractions)
+    else:
+        made = _open_folders(name, root, paths, fingerprint, fractions)
+    return dataclasses.replace(made, left_out=left_out)
+
+
+def _open_folders(
+    name: str, root: str, paths: tuple[str, ...], fingerprint: str, fractions: dict[str, float]
+) -> Dataset:
+    """A folder whose labels, if any, are what the folders in it are called."""
     images = FolderImages(root, paths)
     layout = _layout(name, paths)
     if layout is None:
@@ -131,14 +140,30 @@ def _open_table(
 
 def fingerprint_of_folder(name: str, root: str) -> str | None:
     """The fingerprint that `open_folder` would give, or None where there are no images."""
-    files = _image_files(name, root) if os.path.isdir(root) else []
+    files = _image_files(name, root)[0] if os.path.isdir(root) else []
     return _folder_fingerprint(files, labels_csv.content_of(root)) if files else None
 
 
-def _image_files(name: str, root: str) -> list[tuple[str, int]]:
-    """(path below root with forward slashes, size in bytes) of every image, sorted by path."""
+def _no_images(name: str, root: str, left_out: int) -> UserError:
+    if left_out:
+        expected = f"image files, but {root} has DICOM files alone ({left_out:,})"
+        return UserError("dataset", name, expected, f"They are read with pydicom: {_INSTALL}.")
+    return UserError(
+        "dataset",
+        name,
+        f"image files, but {root} has none",
+        f"Known suffixes: {' '.join(SUFFIXES + dicom.SUFFIXES)}; hidden files and folders are "
+        "skipped.",
+    )
+
+
+def _image_files(name: str, root: str) -> tuple[list[tuple[str, int]], int]:
+    """(path below root with forward slashes, size in bytes) of every image, sorted by path.
+
+    And how many more there would be with pydicom.
+    """
     try:
-        return sorted(_walk(name, root))
+        found = sorted(_walk(name, root))
     except OSError as error:
         raise UserError(
             "dataset",
@@ -146,10 +171,16 @@ def _image_files(name: str, root: str) -> list[tuple[str, int]]:
             f"folders that can be read, but: {error.strerror} ({error.filename})",
             "Mend that, or take it away.",
         ) from error
+    taken = (False, True) if dicom.installed() else (False,)
+    files = [(path, size) for path, size, is_dicom in found if is_dicom in taken]
+    return files, len(found) - len(files)
 
 
-def _walk(name: str, root: str) -> Iterator[tuple[str, int]]:
-    """Follows linked folders, which are common in class trees, but never into a loop."""
+def _walk(name: str, root: str) -> Iterator[tuple[str, int, bool]]:
+    """(path, size, whether it is DICOM) of every image.
+
+    Follows linked folders, which are common in class trees, but never into a loop.
+    """
     # A link to what the root lies in leads back to the root.
     around = frozenset(map(_identity, pathlib.Path(root).resolve().parents))
     ways: collections.Counter[tuple[int, int]] = collections.Counter()
@@ -174,10 +205,12 @@ def _walk(name: str, root: str) -> Iterator[tuple[str, int]]:
                     found = entry.stat(follow_symlinks=False)
                 if stat.S_ISDIR(found.st_mode):
                     folders.append((entry.path, f"{prefix}{entry.name}/", above | {here}))
-                elif entry.name.lower().endswith(SUFFIXES) and (
-                    stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)
-                ):
-                    yield prefix + entry.name, found.st_size
+                elif not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
+                    continue
+                elif entry.name.lower().endswith(SUFFIXES):
+                    yield prefix + entry.name, found.st_size, False
+                elif dicom.named_as_dicom(entry.path, entry.name):
+                    yield prefix + entry.name, found.st_size, True
 
 
 def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:

@@ -40,6 +40,13 @@ class Images(Protocol):
           Unreadable: it cannot be decoded.
         """
 
+    def whole_size(self, index: int) -> tuple[int, int] | None:
+        """(height, width) of an image that `read` may make smaller, else None; from any thread.
+
+        Raises:
+          Unreadable: its header cannot be read.
+        """
+
     def name_of(self, index: int) -> str:
         """How a message names this image: its path, where it has one."""
 
@@ -58,6 +65,9 @@ class ArrayImages:
     def read(self, index: int, short_side: int = 0) -> np.ndarray:
         """One image u8[h, w, c], as it is."""
         return self.pixels[index]
+
+    def whole_size(self, index: int) -> None:
+        """None: images are read as they are."""
 
     def name_of(self, index: int) -> str:
         """The set and the image's place in it."""
@@ -81,6 +91,7 @@ class Dataset:
       strays: of an unlabelled folder that has class folders, the images outside them; of a folder
         with a table of labels, the images that it does not name, which are in no split.
       no_splits: of an unlabelled folder, the folders in it that are called like splits.
+      left_out: how many DICOM files are no images here, because pydicom is not installed.
     """
 
     name: str
@@ -93,6 +104,7 @@ class Dataset:
     cut: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
     no_splits: tuple[str, ...] = ()
+    left_out: int = 0
 
     @property
     def labelled(self) -> bool:

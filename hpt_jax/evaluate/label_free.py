@@ -53,19 +53,25 @@ def uniformity(features: np.ndarray) -> float:
 
 
 def retrieval(first: np.ndarray, second: np.ndarray) -> float:
-    """How often a view finds its own image: the first view nearest to the second, by cosine.
+    """How well a view finds its own image among all, by cosine.
+
+    The mean logarithm of the place at which the own image's other view comes, which tells 1st from
+    2nd as it tells 100th from 200th, as a share of the way from chance to always being first.
 
     Args:
       first: float[n, d], features of one view of each image.
       second: of another.
 
     Returns:
-      The share of images, in [0, 1]; 1/n by chance. Where others are as near, it counts as missed.
+      1 - E[ln place] / E[ln place by chance]: 1 where it always comes first, 0 by chance. Others
+      that are as near come before it.
     """
     cosines = unit(second) @ unit(first).T
     own = np.diagonal(cosines).copy()
-    np.fill_diagonal(cosines, -np.inf)
-    return float(np.mean(own > cosines.max(axis=1)))
+    np.fill_diagonal(cosines, np.inf)
+    places = np.sum(cosines >= own[:, None], axis=1)
+    by_chance = np.mean(np.log(np.arange(1, len(own) + 1)))
+    return float(1 - np.mean(np.log(places)) / by_chance) if by_chance else 1.0
 
 
 def unit(features: np.ndarray) -> np.ndarray:

@@ -20,7 +20,8 @@ MEASURES = {
     "retrieval": (
         "finds itself again (retrieval)",
         "{:.1%}",
-        "Of how many images another view lies nearest to the image's own. Up is better.",
+        "How near to the top of the list a view finds its own image among all: 0 by chance, 100 if "
+        "it always comes first. Up is better.",
     ),
     "rankme": (
         "directions in use (RankMe)",

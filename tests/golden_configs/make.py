@@ -84,8 +84,8 @@ def resolved(name: str) -> dict[str, Config]:
         return datasets.inspect(dataset) if dataset.startswith("package:") else None
 
     config = config_lib.load(str(CONFIGS / f"{name}.py"))
-    return {
-        variant: resolve.resolve(config, overrides, facts)
+    return {  # without choices, which say in words why other fields are what they are
+        variant: dataclasses.replace(resolve.resolve(config, overrides, facts), choices=())
         for variant, overrides in VARIANTS[config.template].items()
     }
 

@@ -18,8 +18,11 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import pydicom
 import tifffile
 from PIL import Image
+from pydicom import uid
+from pydicom.dataset import FileMetaDataset
 
 from hpt_jax.errors import printable
 from hpt_jax.main import main
@@ -155,6 +158,21 @@ def encoded(format: str, **options: object) -> bytes:
     """A good image as a file's content."""
     file = io.BytesIO()
     Image.fromarray(pixels(98)).save(file, format, **options)
+    return file.getvalue()
+
+
+def dicom_content(image: np.ndarray | None) -> bytes:
+    """A file of DICOM, of a patient whose name must be told nowhere."""
+    made = pydicom.Dataset()
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    made.file_meta.MediaStorageSOPClassUID = uid.SecondaryCaptureImageStorage
+    made.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    made.PatientName = "SECRET^NAME"
+    if image is not None:
+        made.set_pixel_data(image, "RGB", 8)
+    file = io.BytesIO()
+    made.save_as(file, enforce_file_format=True)
     return file.getvalue()
 
 
@@ -386,6 +404,8 @@ NOT_UTF8 = os.fsdecode(b"s\xff")
 DEEP_TIFF = io.BytesIO()
 tifffile.imwrite(DEEP_TIFF, pixels(3, dtype=np.uint16), photometric="rgb")
 PNG, JPEG = encoded("PNG"), encoded("JPEG")
+DICOM = dicom_content(pixels(6))
+NO_PIXELS = dicom_content(None)
 EXIF = Image.Exif()
 EXIF[0x0112] = 6
 RAISES = "import hpt_jax\n{}\ndef get_config():\n    {}\n"
@@ -450,6 +470,10 @@ CASES = [
     ),
     Case("a folder without images", only(("notes.txt", b"x")), 2, "has none"),
     Case("no folder", lambda root: None, 2, "not found"),
+    Case("a damaged DICOM file", content("bad.dcm", DICOM[:200] + b"\xff" * 400), 0, "bad.dcm"),
+    Case("a DICOM file cut short", content("cut.dcm", DICOM[:-100]), 0, "cut.dcm"),
+    Case("a .dcm that is a web page", content("page.dcm", b"<!DOCTYPE html>"), 0, "page.dcm"),
+    Case("a DICOM file without pixels", content("plan.dcm", NO_PIXELS), 0, "without pixels"),
     # Too large
     Case(
         "a decompression bomb: a PNG of 1 MB, 30000x30000",
