@@ -39,16 +39,23 @@ class Checkpoints:
       folder: `<stage>/checkpoints`.
       keep: how many of the newest checkpoints to keep, at least 1.
       keep_every: keep also those of every multiple of this many steps; 0: none.
+      keep_steps: keep also those of these steps.
       beside: files that a checkpoint counts on, such as the rows of metrics before it: they are on
         the disk before it is one.
     """
 
     def __init__(
-        self, folder: Path, keep: int = 2, keep_every: int = 0, beside: Sequence[Path] = ()
+        self,
+        folder: Path,
+        keep: int = 2,
+        keep_every: int = 0,
+        keep_steps: Sequence[int] = (),
+        beside: Sequence[Path] = (),
     ):
         self.folder = folder.absolute()
         make_folder(self.folder)
         self._keep, self._keep_every, self._beside = keep, keep_every, beside
+        self._keep_steps = frozenset(keep_steps)
         # Left by a kill in the middle of a save or of a deletion.
         for left in (*self.folder.glob("*.orbax-checkpoint-tmp*"), *self.folder.glob("*.old")):
             shutil.rmtree(left)
@@ -82,8 +89,9 @@ class Checkpoints:
                 flush(path)
                 flush(path.parent)
         write_manifest(self.folder / str(step))
-        for old in _numbered(self.folder)[: -self._keep]:
-            if not self._keep_every or old % self._keep_every:
+        for old in numbered(self.folder)[: -self._keep]:
+            kept = old in self._keep_steps or (self._keep_every and old % self._keep_every == 0)
+            if not kept:
                 # In two steps, so that a kill between them leaves no damaged checkpoint.
                 shutil.rmtree((self.folder / str(old)).rename(self.folder / f"{old}.old"))
         shutil.rmtree(self._aside(step), ignore_errors=True)  # which this one is again
@@ -107,7 +115,7 @@ class Checkpoints:
           like: a tree of arrays or of jax.ShapeDtypeStruct with shardings.
           line: told of each damaged checkpoint.
         """
-        steps = _numbered(self.folder)
+        steps = numbered(self.folder)
         for step in reversed(steps):
             path = self.folder / str(step)
             fault = fault_of(path)
@@ -142,15 +150,39 @@ def newest_whole(folder: Path, before: int | None = None) -> int | None:
     """
     looked_at: set[int] = set()
     while True:
-        left = set(_numbered(folder)) - looked_at
+        left = set(numbered(folder)) - looked_at
         newest = max((step for step in left if before is None or step < before), default=None)
         if newest is None or fault_of(folder / str(newest)) is None:
             return newest
         looked_at.add(newest)
 
 
-def _numbered(folder: Path) -> list[int]:
-    """Steps below a checkpoints folder, whole or not, oldest first."""
+def copy(source: Path, step: int, target: Path) -> bool:
+    """Copies a checkpoint from one stage's folder to another's, where it is whole or absent.
+
+    Another process may be saving in the source meanwhile.
+
+    Returns:
+      Whether it could be had.
+    """
+    make_folder(target)
+    half = target / f"{step}.orbax-checkpoint-tmp-copy"  # what a kill leaves is deleted as such
+    shutil.rmtree(half, ignore_errors=True)
+    try:
+        shutil.copytree(source / str(step), half)
+    except (FileNotFoundError, shutil.Error):  # deleted meanwhile
+        return False
+    if fault_of(half) is not None:
+        shutil.rmtree(half)
+        return False
+    write_manifest(half)  # which brings its files to the disk
+    half.rename(target / str(step))
+    flush(target)
+    return True
+
+
+def numbered(folder: Path) -> list[int]:
+    """The steps below a checkpoints folder, whole or not, oldest first."""
     names = [child.name for child in folder.glob("[0-9]*") if child.is_dir()]
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 

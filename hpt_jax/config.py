@@ -64,6 +64,7 @@ class MoCo:
     dim: int = 128  # of the embedding
     momentum: float = 0.999  # of the key encoder
     temperature: float = 0.2
+    mask_own_keys: bool = False  # leaves an image's own old keys out of its negatives
     shuffle_block: int = 0  # slots within which keys are shuffled; 0: the global batch
 
 
@@ -74,7 +75,8 @@ class Optimizer:
     learning_rate: float = 0.03  # peak, at the config's own batch size
     weight_decay: float = 1e-4  # coupled L2 on every trained parameter
     momentum: float = 0.9
-    schedule: str = "cosine"  # per step, to 0 at the stage's end; or 'constant'
+    schedule: str = "cosine"  # per step, to 0 at the stage's end; or 'constant', or 'anytime'
+    decay: float = 0.2  # of 'anytime': the last share of the steps, in which the rate falls to 0
     warmup_steps: int = 0  # linear
 
 

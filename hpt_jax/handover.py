@@ -101,7 +101,7 @@ def _reopen(stage: plan.Stage, folder: StageFolder, display: Display) -> None:
         if stage.trains and checkpoints.newest_whole(folder.checkpoints) is None:
             raise load.lost(folder, fault)
         folder.done.unlink(missing_ok=True)
-    display.line(f"{stage.id}: damaged at its end ({fault}): it goes on from where it can")
+    display.line(f"note: {stage.id}: damaged at its end ({fault}): it goes on from where it can")
 
 
 def _goes_on(folder: StageFolder) -> bool:
@@ -122,7 +122,7 @@ NEIGHBOURS = "neighbours"
 
 def missing(stage: plan.Stage, asked: plan.Plan, root: Path) -> list[str]:
     """The evaluations of a stage's backbone that have no result yet, and `NEIGHBOURS`."""
-    if not asked.config.target:
+    if not (asked.config.target or stage.config.dataset):
         return []
     folder, files = stage_folder(root, stage.id), plan.evaluation_files(stage, asked)
     left = [name for name, file in files.items() if not folder.has(file)]
@@ -151,7 +151,7 @@ def check(
         data = library.of_stage(stage)
         if data is not None:
             _check_unchanged(stage, root)
-    for run in asked.runs:
+    for run in asked.runs if asked.config.target else ():
         if missing(run.stage, asked, root):
             _check_target(asked.config, run.stage, library)
     for line in dict.fromkeys(line for stage in todo for line in _warnings(stage, library)):

@@ -31,6 +31,7 @@ def lineage(
         "id": stage.id,
         "kin": kin(stage),
         "words": words(stage),
+        "branch": {"trunk": stage.trunk, "step": stage.branch_step} if stage.trunk else None,
         "seed": stage.seed,
         "recipe_version": plan.RECIPE_VERSION,
         "config": dataclasses.asdict(stage.config),

@@ -19,9 +19,11 @@ nothing when all is done.
   --workdir DIR           where results go; made if it is not there
   --config.FIELD=VALUE    sets any field of the config, for example
                           --config.dry_run=True or --config.stages.target.steps=50
+  --quiet, -q             tells nothing but warnings, the results and where they are
   --help                  prints this"""
 
 NEEDED = {"--config": "FILE", "--workdir": "DIR"}
+QUIET = ("--quiet", "-q")
 
 
 # What is wrong with a disk and not with the program; with a file of the workdir, these too.
@@ -56,14 +58,18 @@ def run_command(flags: dict[str, str], overrides: list[tuple[str, str]], stop: S
       Interrupted: as asked by a signal.
     """
     # Imported here, so that --help and a wrong flag are answered at once.
-    import jax
+    from hpt_jax.telemetry.display import Display
 
-    from hpt_jax import config, run
+    display = Display(quiet=QUIET[0] in flags)
+    with display.working("starting"):
+        import jax
+
+        from hpt_jax import config, run
 
     asked = config.load(flags["--config"])
     workdir = flags["--workdir"]
     try:
-        run.run(asked, workdir, overrides, config_path=flags["--config"], stop=stop)
+        run.run(asked, workdir, overrides, display, config_path=flags["--config"], stop=stop)
     except OSError as error:
         below = os.path.join(os.path.abspath(workdir), "")
         ours = error.errno in _FILE and os.path.abspath(str(error.filename)).startswith(below)
@@ -88,7 +94,8 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str
     Not by argparse, which reports one mistake at a time, with a page on usage.
 
     Returns:
-      flag -> value for `--config` and `--workdir`, and (field, text) for each `--config.field`.
+      flag -> value for `--config` and `--workdir`, and `--quiet` -> '' where it is given; (field,
+      text) for each `--config.field`.
 
     Raises:
       UserError: for unknown, missing and empty flags, all at once.
@@ -99,8 +106,10 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str
     rest = list(arguments)
     while rest:
         flag, equals, text = rest.pop(0).partition("=")
-        if flag not in NEEDED and not flag.startswith("--config."):
-            known = nearest(flag, (*NEEDED, "--config.FIELD", "--help"))
+        if flag in QUIET and not equals:
+            flags[QUIET[0]] = ""
+        elif flag not in NEEDED and not flag.startswith("--config."):
+            known = nearest(flag, (*NEEDED, "--config.FIELD", "--quiet", "--help"))
             mistakes.append(Mistake(flag, None, "a known flag", known))
             if not equals and flag.startswith("--") and rest and not rest[0].startswith("--"):
                 rest.pop(0)  # its value

@@ -31,7 +31,17 @@ from hpt_jax.parallel import AXIS
 QUERY, KEY = 0, 1
 # Streams of a step's random numbers on the host.
 _QUERY_CROP, _KEY_CROP, _SHUFFLE = 1, 2, 3
-METRICS = ("loss", "accuracy", "positive_similarity", "negative_similarity", "gradient_norm")
+METRICS = (
+    "loss",
+    "accuracy",
+    "positive_similarity",
+    "negative_similarity",
+    "gradient_norm",
+    "embedding_std",
+    "queue_fill",
+    "own_keys",
+    "queue_gap",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +58,7 @@ class Settings:
       dim: size of the embedding.
       momentum: of the key encoder.
       temperature: of the logits.
+      mask_own_keys: whether an image's own old keys are left out of its negatives.
       trainable: 'all' or 'batch_norm' (HPT-BN: BN scale and bias, and the head).
       weight_decay: coupled L2, on every trained parameter.
       sgd_momentum: of SGD.
@@ -62,6 +73,7 @@ class Settings:
     dim: int
     momentum: float
     temperature: float
+    mask_own_keys: bool
     trainable: str
     weight_decay: float
     sgd_momentum: float
@@ -92,6 +104,7 @@ class State:
       key_batch_stats: its running statistics; kept, never read, never handed over.
       opt_state: SGD's momentum, of the trained parameters alone.
       queue: [queue_size, dim] normalised keys; unfilled slots are random unit vectors.
+      queue_images: i32[queue_size], the image of each key, -1 in unfilled slots.
       queue_pointer: i32, where the next key goes.
       queue_fill: i32, how many slots hold real keys.
     """
@@ -104,6 +117,7 @@ class State:
     key_batch_stats: Any
     opt_state: Any
     queue: jax.Array
+    queue_images: jax.Array
     queue_pointer: jax.Array
     queue_fill: jax.Array
 
@@ -121,6 +135,7 @@ def make_settings(stage: config_lib.Stage, model: ResNet, channels: int) -> Sett
         dim=stage.moco.dim,
         momentum=stage.moco.momentum,
         temperature=stage.moco.temperature,
+        mask_own_keys=stage.moco.mask_own_keys,
         trainable=stage.trainable,
         weight_decay=stage.optimizer.weight_decay,
         sgd_momentum=stage.optimizer.momentum,
@@ -146,6 +161,7 @@ def init(settings: Settings, rng: jax.Array, backbone: Backbone) -> State:
         key_batch_stats=copy[1],
         opt_state=settings.optimizer.init(trained),
         queue=normalized(queue),
+        queue_images=jnp.full(settings.queue_size, -1, jnp.int32),
         queue_pointer=jnp.zeros((), jnp.int32),
         queue_fill=jnp.zeros((), jnp.int32),
     )
@@ -168,7 +184,8 @@ def plan_batch(
       sizes: i32[batch_size, 2], its (height, width).
 
     Returns:
-      'query' and 'key', and 'key_slots' i32[batch_size], the slot whose example each key shows.
+      'query' and 'key'; 'images' i32[batch_size], the image of each query; and 'key_slots'
+      i32[batch_size], the slot whose example each key shows.
     """
 
     def boxes(stream: int) -> np.ndarray:
@@ -182,6 +199,7 @@ def plan_batch(
     return {
         "query": Crops(rows, boxes(_QUERY_CROP)),
         "key": Crops(rows[slots], boxes(_KEY_CROP)[slots]),
+        "images": rows.astype(np.int32),
         "key_slots": slots.astype(np.int32),
     }
 
@@ -195,7 +213,7 @@ def train_step(
       settings: static.
       state: the same on all devices.
       batch: this device's rows of what `plan_batch` plans: 'query' and 'key' views, cropped,
-        u8[rows, size, size, channels] (colour, blur and flip happen here), and 'key_slots'.
+        u8[rows, size, size, channels] (colour, blur and flip happen here), 'images', 'key_slots'.
       learning_rate: of this step.
 
     Returns:
@@ -209,25 +227,34 @@ def train_step(
     params = {"backbone": state.backbone.params, "head": state.head}
     key_params = momentum_update(state.key_params, params, settings.momentum)
     keys, key_batch_stats = _encode(settings, key_params, state.key_batch_stats, key_images)
-    keys = unshuffle(*lax.all_gather((keys, batch["key_slots"]), AXIS, tiled=True))
+    gathered = lax.all_gather((keys, batch["key_slots"], batch["images"]), AXIS, tiled=True)
+    keys, images = unshuffle(*gathered[:2]), gathered[2]
     positives = lax.dynamic_slice_in_dim(keys, first, rows)
+    own = batch["images"][:, None] == state.queue_images
 
     trained, frozen = split_trainable(params, settings.trainable)
 
-    def loss_fn(trained: dict[str, Any]) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+    def loss_fn(trained: dict[str, Any]) -> tuple[jax.Array, tuple[Any, jax.Array, Any]]:
         merged = traverse_util.unflatten_dict({**trained, **frozen})
         queries, batch_stats = _encode(settings, merged, state.backbone.batch_stats, query_images)
-        loss, metrics = info_nce(queries, positives, state.queue, settings.temperature)
-        return loss, (metrics, batch_stats)
+        masked = own if settings.mask_own_keys else None
+        loss, metrics = info_nce(queries, positives, state.queue, settings.temperature, masked)
+        return loss, (metrics, queries, batch_stats)
 
-    (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
-    grads, metrics, batch_stats, key_batch_stats = lax.pmean(
-        (grads, metrics, batch_stats, key_batch_stats), AXIS
+    (_, (metrics, queries, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+    others = batch["images"][:, None] != images
+    metrics |= _of_the_queue(settings, state, queries, keys, own, others)
+    moments = queries.mean(0), jnp.square(queries).mean(0)
+    grads, metrics, moments, batch_stats, key_batch_stats = lax.pmean(
+        (grads, metrics, moments, batch_stats, key_batch_stats), AXIS
     )
+    metrics |= {"embedding_std": _spread(*moments), "gradient_norm": optax.tree.norm(grads)}
     updates, opt_state = settings.optimizer.update(grads, state.opt_state, trained)
     trained = jax.tree.map(lambda p, u: p - learning_rate.astype(p.dtype) * u, trained, updates)
     params = traverse_util.unflatten_dict({**trained, **frozen})
-    queue, pointer, fill = enqueue(state.queue, state.queue_pointer, state.queue_fill, keys)
+    (queue, queue_images), pointer, fill = enqueue(
+        (state.queue, state.queue_images), state.queue_pointer, state.queue_fill, (keys, images)
+    )
     backbone = dataclasses.replace(
         state.backbone, params=params["backbone"], batch_stats=batch_stats
     )
@@ -240,10 +267,45 @@ def train_step(
         key_batch_stats=key_batch_stats,
         opt_state=opt_state,
         queue=queue,
+        queue_images=queue_images,
         queue_pointer=pointer,
         queue_fill=fill,
     )
-    return next_state, {**metrics, "gradient_norm": optax.tree.norm(grads)}
+    return next_state, metrics
+
+
+def _of_the_queue(
+    settings: Settings,
+    state: State,
+    queries: jax.Array,
+    keys: jax.Array,
+    own: jax.Array,
+    others: jax.Array,
+) -> dict[str, jax.Array]:
+    """Metrics of the queue before a step: 'queue_fill', 'own_keys' and 'queue_gap'.
+
+    Args:
+      settings: static.
+      state: before the step.
+      queries: [rows, dim], of this device.
+      keys: [batch_size, dim], of all devices.
+      own: bool[rows, queue_size], which keys of the queue are of the query's own image.
+      others: bool[rows, batch_size], which of `keys` are not.
+    """
+    temperature, filled = settings.temperature, state.queue_images >= 0
+    fresh = hardness(queries, keys, temperature, others)
+    old = hardness(queries, state.queue, temperature, filled & ~own)
+    return {
+        "queue_fill": (state.queue_fill / settings.queue_size).astype(queries.dtype),
+        "own_keys": own.sum(1).mean(dtype=queries.dtype),
+        "queue_gap": queue_gap(fresh, old),
+    }
+
+
+def _spread(mean: jax.Array, mean_square: jax.Array) -> jax.Array:
+    """The standard deviation of unit vectors by their moments [dim]: 1 on the whole sphere."""
+    deviations = jnp.sqrt((mean_square - jnp.square(mean)).clip(0))
+    return deviations.mean() * jnp.sqrt(float(len(mean))).astype(mean.dtype)
 
 
 def distorted(
@@ -273,7 +335,11 @@ def distorted(
 
 
 def info_nce(
-    queries: jax.Array, positives: jax.Array, queue: jax.Array, temperature: float
+    queries: jax.Array,
+    positives: jax.Array,
+    queue: jax.Array,
+    temperature: float,
+    own: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """InfoNCE (MoCo equation 1), mean over queries; all vectors are normalised.
 
@@ -282,6 +348,7 @@ def info_nce(
       positives: [n, dim], the key of each query.
       queue: [queue_size, dim], the negatives.
       temperature: divides the similarities.
+      own: bool[n, queue_size], the negatives of each query that are left out; None: none.
 
     Returns:
       The loss, and metrics: 'loss', 'accuracy' (the positive beats every negative),
@@ -289,12 +356,17 @@ def info_nce(
     """
     scores = logits(queries, positives, queue, temperature)
     positive, negative = scores[:, 0], scores[:, 1:]
+    similarity = negative.mean()
+    if own is not None:
+        similarity = jnp.where(own, 0, negative).sum() / (~own).sum().clip(1)
+        negative = jnp.where(own, -jnp.inf, negative)
+        scores = jnp.concatenate([positive[:, None], negative], 1)
     loss = jnp.mean(jax.nn.logsumexp(scores, 1) - positive)
     metrics = {
         "loss": loss,
         "accuracy": jnp.mean(positive > negative.max(1), dtype=positive.dtype),
         "positive_similarity": temperature * positive.mean(),
-        "negative_similarity": temperature * negative.mean(),
+        "negative_similarity": temperature * similarity,
     }
     return loss, lax.stop_gradient(metrics)
 
@@ -305,6 +377,38 @@ def logits(
     """Similarities over the temperature, [n, 1 + queue_size], the positive's first."""
     positive = jnp.sum(queries * positives, -1, keepdims=True)
     return jnp.concatenate([positive, queries @ queue.T], 1) / temperature
+
+
+def hardness(
+    queries: jax.Array, keys: jax.Array, temperature: float, counted: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """How hard some negatives are: log of the mean of exp(similarity / temperature), in nats.
+
+    Args:
+      queries: [n, dim], normalised.
+      keys: [m, dim], normalised.
+      temperature: divides the similarities.
+      counted: bool[n, m], the negatives of each query.
+
+    Returns:
+      [n], and bool[n], whether a query has any; where it has none, the number means nothing.
+    """
+    scores = jnp.where(counted, queries @ keys.T / temperature, -jnp.inf)
+    return jax.nn.logsumexp(scores, 1) - jnp.log(counted.sum(1)), counted.any(1)
+
+
+def queue_gap(fresh: tuple[jax.Array, jax.Array], queue: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """How much harder fresh negatives are than those of the queue; the mean over queries, in nats.
+
+    About 0 in a healthy run. Above: the queue's keys come from an encoder that is long gone, or
+    keys of one batch bear its mark, as where batch norm's statistics leak.
+
+    Args:
+      fresh: `hardness` of the batch's other images.
+      queue: `hardness` of the queue.
+    """
+    both = fresh[1] & queue[1]
+    return jnp.where(both, fresh[0] - queue[0], 0).sum() / both.sum().clip(1)
 
 
 def momentum_update(key_params: Any, query_params: Any, momentum: float) -> Any:
@@ -318,12 +422,20 @@ def unshuffle(keys: jax.Array, slots: jax.Array) -> jax.Array:
 
 
 def enqueue(
-    queue: jax.Array, pointer: jax.Array, fill: jax.Array, keys: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Writes keys, in order, over the oldest of the ring; needs len(keys) <= len(queue)."""
-    size, count = queue.shape[0], keys.shape[0]
+    queue: Any, pointer: jax.Array, fill: jax.Array, new: Any
+) -> tuple[Any, jax.Array, jax.Array]:
+    """Writes new rows, in order, over the oldest of the ring.
+
+    Args:
+      queue: an array, or a tree of arrays, [queue_size, ...].
+      pointer: i32, where the next row goes.
+      fill: i32, how many rows were written, at most queue_size.
+      new: the same tree of [n, ...], n <= queue_size.
+    """
+    size, count = (jax.tree.leaves(tree)[0].shape[0] for tree in (queue, new))
     positions = (pointer + jnp.arange(count)) % size
-    return queue.at[positions].set(keys), (pointer + count) % size, jnp.minimum(fill + count, size)
+    queue = jax.tree.map(lambda ring, rows: ring.at[positions].set(rows), queue, new)
+    return queue, (pointer + count) % size, jnp.minimum(fill + count, size)
 
 
 def split_trainable(params: Any, trainable: str) -> tuple[dict[Any, Any], dict[Any, Any]]:

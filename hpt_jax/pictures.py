@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -27,14 +28,19 @@ from hpt_jax.training import Training
 from hpt_jax.workdir import read_json, whole, write_json
 
 VIEWED, PAIRS = 6, 2  # images of `views.png`, and how many (query, key) of each
-ASKED, NEAREST = 5, 5  # test images of `neighbours-*.png`, and how many neighbours of each
+ASKED, NEAREST = 5, 5  # images of `neighbours-*.png`, and how many neighbours of each
+SAMPLE = 2000  # images among which neighbours are looked for where there are no labels
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 THUMBNAIL = 96  # longest side of one image, pixels
 
 
-def write_views(path: Path, parts: Training, rng: jax.Array) -> None:
-    """Saves `sample_views`, one image a row: the evaluation view, then (query, key) pairs."""
-    _save(montage(sample_views(parts, rng)), path)
+def write_views(path: Path, parts: Training, rng: jax.Array) -> np.ndarray:
+    """Saves `sample_views`, one image a row: the evaluation view, then (query, key) pairs.
+
+    Returns:
+      The picture, u8[height, width, 3].
+    """
+    return _save(montage(sample_views(parts, rng)), path)
 
 
 def sample_views(parts: Training, rng: jax.Array) -> np.ndarray:
@@ -102,22 +108,57 @@ def evaluation_views(store: Store, rows: np.ndarray, config: config_lib.Stage) -
     return loader.make_batch(store.read, {"image": Crops(rows, boxes)}, config.image_size)["image"]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Question:
+    """Whose neighbours are looked for, and among which images.
+
+    Attributes:
+      rows: int64[n], the rows of the store that features are needed of.
+      queries: int64[q], places in `rows`.
+      among: int64[m], places in `rows`.
+      labelled: whether there are labels, by which a neighbour is right or wrong.
+    """
+
+    rows: np.ndarray
+    queries: np.ndarray
+    among: np.ndarray
+    labelled: bool
+
+
+def question(data: StageData, labelled: bool) -> Question:
+    """A few test images among those of train; without labels a few among a sample of the others."""
+    if labelled:
+        queries = spread(data.splits["test"], data.labels)
+        return Question(np.arange(len(data.store)), queries, data.splits["train"], True)
+    rows = data.rows[order.permutation((0, 0), len(data.rows))][:SAMPLE]
+    count = min(ASKED, max(1, len(rows) // 2))
+    places = np.arange(len(rows))
+    return Question(rows, places[:count], places[count:], False)
+
+
 def write_neighbours(
-    path: Path, features: np.ndarray, data: StageData, config: config_lib.Stage
-) -> None:
-    """Saves the nearest training images of a few test images: a JSON, and a PNG beside it.
+    path: Path, features: np.ndarray, asked: Question, data: StageData, config: config_lib.Stage
+) -> np.ndarray:
+    """Saves the nearest of some images to a few others: a JSON, and a PNG beside it.
 
     Args:
       path: the JSON; row i of the PNG shows query i, then its neighbours.
-      features: f32[n, d], of all rows of the data's store.
-      data: the target's images.
-      config: of the stage that made the features.
+      features: f32[n, d], of `asked.rows`.
+      asked: whose neighbours, among which.
+      data: the images.
+      config: of the stage, for the evaluation view.
+
+    Returns:
+      The picture, u8[height, width, 3].
     """
-    labels, store = data.labels, data.store
-    queries = spread(data.splits["test"], labels)
-    found, cosines = nearest(features, queries, data.splits["train"])
+    store = data.store
+    labels = data.labels if asked.labelled else np.zeros(0)
+    found, cosines = nearest(features, asked.queries, asked.among)
+    rows = asked.rows[np.concatenate([asked.queries[:, None], found], axis=1)]
 
     def known(row: int) -> list[int]:
+        if not asked.labelled:
+            return []
         return [int(labels[row])] if labels.ndim == 1 else np.flatnonzero(labels[row]).tolist()
 
     def named(row: int) -> dict[str, Any]:
@@ -125,18 +166,21 @@ def write_neighbours(
         return {"image": store.dataset.images.name_of(int(store.index[row])), "classes": classes}
 
     def neighbour(query: int, row: int, cosine: float) -> dict[str, Any]:
-        right = not set(known(query)).isdisjoint(known(row))  # one label in common is enough
-        return named(row) | {"cosine": float(cosine), "right": right}
+        one = named(row) | {"cosine": float(cosine)}
+        if asked.labelled:  # one label in common is enough
+            one["right"] = not set(known(query)).isdisjoint(known(row))
+        return one
 
     shown = [
         named(query)
-        | {"neighbours": [neighbour(query, *one) for one in zip(rows, near, strict=True)]}
-        for query, rows, near in zip(queries, found, cosines, strict=True)
+        | {"neighbours": [neighbour(query, *one) for one in zip(near, of_query, strict=True)]}
+        for (query, *near), of_query in zip(rows.tolist(), cosines, strict=True)
     ]
-    rows = np.concatenate([queries[:, None], found], axis=1)
     images = evaluation_views(store, rows.reshape(-1), config)
-    _save(montage(images.reshape(*rows.shape, *images.shape[1:])), path.with_suffix(".png"))
+    cells = images.reshape(*rows.shape, *images.shape[1:])
+    picture = _save(montage(cells), path.with_suffix(".png"))
     write_json(path, {"queries": shown})
+    return picture
 
 
 def neighbours_are_whole(path: Path) -> bool:
@@ -207,9 +251,10 @@ def montage(images: np.ndarray) -> Image.Image:
     return Image.fromarray(shown.swapaxes(1, 2).reshape(height, width, 3))
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(picture: Image.Image, path: Path) -> np.ndarray:
     with whole(path) as temporary:
         picture.save(temporary, format="png", optimize=True)
+    return np.asarray(picture)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,21 @@ class Stage:
     def trains(self) -> bool:
         """Whether gradients flow."""
         return self.config.trainable in ("all", "batch_norm")
+
+    @property
+    def trunk(self) -> str:
+        """Hash of what stages share that differ in when they end alone; '' where none can.
+
+        Under the schedule 'anytime' they are the same up to the `branch_step` of the shorter one.
+        """
+        if not self.trains or self.config.optimizer.schedule != "anytime":
+            return ""
+        return identity(self.config, self.seed, self.start, self.fingerprint, ends=False)
+
+    @property
+    def branch_step(self) -> int:
+        """The step after which the rate falls, where its schedule is 'anytime'."""
+        return branch_step(self.config.optimizer, self.steps)
 
     @property
     def chain(self) -> tuple[Stage, ...]:
@@ -143,7 +159,8 @@ def make_plan(
     runs: list[Run] = []
     for arm, names in config.arms.items():
         for seed in config.seeds:
-            for budget in config.stages[names[-1]].budgets if names else (0,):
+            # Shorter ones first: under the schedule 'anytime' the longer go on from them.
+            for budget in sorted(config.stages[names[-1]].budgets) if names else (0,):
                 stage = chain(names, seed, budget)
                 on_target = _steps_on(config.target, fingerprints[config.target], stage)
                 # A chain of shared stages is one model, however many seeds there are.
@@ -154,6 +171,12 @@ def make_plan(
         _check_distinct(runs)
     target_fingerprint = fingerprints[config.target]
     return Plan(config, _each_once(runs), tuple(runs), target_fingerprint, _config_id(config))
+
+
+def branch_step(optimizer: config_lib.Optimizer, steps: int) -> int:
+    """The step (from 0) at which the decay of a schedule 'anytime' of `steps` steps begins."""
+    decaying = math.ceil(optimizer.decay * steps - 1e-9)  # .2 of 50 is 10, whatever floats say
+    return max(steps - decaying, min(optimizer.warmup_steps, steps))
 
 
 def _each_once(runs: list[Run]) -> tuple[Stage, ...]:
@@ -201,7 +224,7 @@ def _random_stage(config: config_lib.Config) -> config_lib.Stage:
     )
 
 
-def identity(stage: config_lib.Stage, seed: int, start: str, data: str) -> str:
+def identity(stage: config_lib.Stage, seed: int, start: str, data: str, ends: bool = True) -> str:
     """Eight hex digits over all that changes a stage's result.
 
     Args:
@@ -209,6 +232,7 @@ def identity(stage: config_lib.Stage, seed: int, start: str, data: str) -> str:
       seed: of the run.
       start: the parent's id, 'random', or the fingerprint of the weights file.
       data: the dataset's fingerprint.
+      ends: whether the end of a schedule 'anytime' counts, too.
     """
     if UNKNOWN in (data, start) or start.endswith(UNKNOWN):
         return UNKNOWN
@@ -224,6 +248,8 @@ def identity(stage: config_lib.Stage, seed: int, start: str, data: str) -> str:
         del fields["init_missing"]
     if stage.trainable == "nothing":
         del fields["batch_size"], fields["model"]["bn_groups"]
+    elif not ends:
+        del fields["optimizer"]["decay"], fields["steps"]
     fields |= {"seed": seed, "start": start, "data": data, "recipe": RECIPE_VERSION}
     return content_hash(fields)
 
@@ -258,13 +284,23 @@ def evaluation_files(stage: Stage, asked: Plan) -> dict[str, str]:
 
 
 def neighbours_file(stage: Stage, asked: Plan) -> str:
-    """The JSON of nearest neighbours below the stage's folder, named as evaluations' files are."""
+    """The JSON of nearest neighbours below the stage's folder, named as evaluations' files are.
+
+    They are images of the target, or of the stage's own dataset where there is none.
+    """
     settings = {
-        "target": asked.target_fingerprint,
+        "target": asked.target_fingerprint or stage.fingerprint,
         "image_size": stage.config.image_size,
         "input": _seen(stage.config.input),
     }
     return f"neighbours-{content_hash(settings)}.json"
+
+
+def before_file(stage: Stage, asked: Plan) -> str | None:
+    """The same, by the backbone that the stage starts from, which no other stage may be."""
+    if asked.config.target:  # of which arms without a step are evaluated
+        return None
+    return f"before-{neighbours_file(stage, asked)}"
 
 
 def exported(asked: Plan) -> Stage | None:
@@ -295,6 +331,7 @@ def as_json(asked: Plan) -> dict[str, Any]:
                 "pretrain_steps": run.pretrain_steps,
                 "evaluations": evaluation_files(run.stage, asked),
                 "neighbours": neighbours_file(run.stage, asked),
+                "before": before_file(run.stage, asked),
             }
             for run in asked.runs
         ],

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from hpt_jax import checkpoints, pictures, plan
 from hpt_jax.errors import UserError
 from hpt_jax.library import StageData
 from hpt_jax.models.backbone import Backbone
+from hpt_jax.observe import Observer, is_due
 from hpt_jax.parallel import Devices
 from hpt_jax.signals import Stop
 from hpt_jax.telemetry import writers
@@ -43,6 +45,8 @@ def run_stage(
     saving: Saving,
     display: Display,
     stop: Stop,
+    labelled: bool,
+    refresh: Callable[[], None],
 ) -> None:
     """Runs one stage to its end, from its own newest checkpoint where there is one.
 
@@ -55,6 +59,8 @@ def run_stage(
       saving: when to log and to save.
       display: where progress goes.
       stop: whether a signal has asked to stop.
+      labelled: whether the images have classes, which are looked at in passing, not learned from.
+      refresh: called when there is something new in the folder to be shown.
 
     Raises:
       UserError: training diverged.
@@ -66,7 +72,11 @@ def run_stage(
         # Closed whatever happens: a save under way is finished, not lost.
         contextlib.closing(
             checkpoints.Checkpoints(
-                folder.checkpoints, saving.keep, saving.keep_every_steps, (folder.metrics,)
+                folder.checkpoints,
+                saving.keep,
+                saving.keep_every_steps,
+                (stage.branch_step,) if stage.trunk else (),
+                beside=(folder.metrics, folder.measures),
             )
         ) as saver,
     ):
@@ -77,7 +87,11 @@ def run_stage(
         else:
             assert data is not None
             training = Training(stage, data, devices)
-            first = train(training, folder, begin, saving, saver, display, stop)
+
+            def observe_from(start: int) -> Observer:
+                return Observer(training, folder, start, labelled, display.line, refresh)
+
+            first = train(training, folder, begin, saving, saver, observe_from, display, stop)
             last = training.steps
             taken = last - first
     seconds = time.monotonic() - began
@@ -91,6 +105,7 @@ def train(
     begin: Callable[[], Backbone],
     saving: Saving,
     saver: checkpoints.Checkpoints,
+    observe_from: Callable[[int], Observer],
     display: Display,
     stop: Stop,
 ) -> int:
@@ -102,10 +117,11 @@ def train(
       begin: makes the backbone that it starts from, where it has no checkpoint.
       saving: when to log and to save.
       saver: of the stage's checkpoints.
+      observe_from: makes what watches the steps from a given one on.
       display: where progress goes.
       stop: whether a signal has asked to stop; told when there is something to save.
     """
-    stage, steps, start = training.stage, training.steps, 0
+    stage, steps, start, views = training.stage, training.steps, 0, None
     found = saver.restore_newest(training.saved_like(), display.line)
     if found:
         start, carry = found[0], training.restored(found[1])
@@ -116,15 +132,21 @@ def train(
         writers.write_parameter_overview(initial.params, folder.path / "parameters.txt")
         del initial  # of which a copy is trained
     if stage.trains and not folder.views.is_file():
-        pictures.write_views(folder.views, training, carry.state.rng)
+        with display.working(f"{stage.id}: drawing views"):
+            views = pictures.write_views(folder.views, training, carry.state.rng)
 
     last_save, previous, note = time.monotonic(), None, ""
     with (
         contextlib.closing(training.batches(start, steps)) as batches,
-        contextlib.closing(writers.MetricsWriter(folder.metrics, start)) as writer,
-        display.progress(stage.id, steps, start) as progress,
+        contextlib.closing(observe_from(start)) as observer,
+        display.progress(stage.id, steps, start, "compiling") as progress,
     ):
-        for step, batch in zip(range(start, steps), batches, strict=True):
+        if views is not None:
+            observer.show(start, "augmented views", views)
+        if stage.trains and not start:
+            observer.look(0, carry)
+        timed = _Timed(batches)
+        for step, batch in zip(range(start, steps), timed, strict=True):
             carry, metrics = training.take(carry, batch, step)
             stop.hold()
             # One step is always queued behind the one that runs; more would only delay a stop.
@@ -135,20 +157,53 @@ def train(
             if stage.trains and (done % saving.log_every_steps == 0 or done == steps):
                 means = _means(carry.totals)
                 rate = learning_rate(stage.config.optimizer, step, steps)
-                writer.write(done, {**means, "learning_rate": rate})
+                wait = timed.share_waited()
+                observer.log(done, {**means, "learning_rate": rate}, wait)
                 totals = jax.tree.map(jnp.zeros_like, carry.totals)
                 carry = dataclasses.replace(carry, totals=totals)
-                note = f"loss {means['loss']:.3f}"
+                note = f"loss {means['loss']:.3f}{_slow(wait)}"
                 _check_finite(carry, training, folder, saver)
+            if stage.trains and is_due(done, steps):
+                observer.look(done, carry)
             progress(done, note)
             asked = stop.asked  # once: a signal may come at any moment
-            if asked or done == steps or _due(saving, done, time.monotonic() - last_save):
+            branches = bool(stage.trunk) and done == stage.branch_step
+            since = time.monotonic() - last_save
+            if asked or branches or done == steps or _due(saving, done, since):
                 _check_finite(carry, training, folder, saver)  # so that every checkpoint is good
                 saver.save(done, saved(carry))
                 last_save = time.monotonic()
             if asked:
                 break
     return start
+
+
+class _Timed:
+    """Batches, and how long they were waited for."""
+
+    def __init__(self, batches: Iterator[Any]):
+        self._batches, self._waited, self._since = batches, 0.0, time.monotonic()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        began = time.monotonic()
+        try:
+            return next(self._batches)
+        finally:
+            self._waited += time.monotonic() - began
+
+    def share_waited(self) -> float:
+        """The share of the time since it was last asked, in [0, 1]."""
+        now = time.monotonic()
+        waited, passed = self._waited, now - self._since
+        self._waited, self._since = 0.0, now
+        return min(waited / passed, 1.0) if passed > 0 else 0.0
+
+
+def _slow(data_wait: float) -> str:
+    return f", {100 * data_wait:.0f} % of the time waiting for images" if data_wait > 0.2 else ""
 
 
 def _due(saving: Saving, done: int, seconds: float) -> bool:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hpt_jax import (
     adapt,
+    branch,
     compiled,
     estimate,
     handover,
@@ -19,20 +24,21 @@ from hpt_jax import (
     surveys,
     workdir,
 )
-from hpt_jax import config as config_lib
 from hpt_jax.data import datasets
-from hpt_jax.evaluate import evaluations
+from hpt_jax.evaluate import evaluations, features
 from hpt_jax.evaluate.subject import Subject
-from hpt_jax.library import Library
+from hpt_jax.library import Library, StageData
 from hpt_jax.lineage import lineage, words
 from hpt_jax.models.backbone import Backbone
 from hpt_jax.report import page, results, tables
+from hpt_jax.report.live import Live
 from hpt_jax.report.tables import ResultRow
 from hpt_jax.signals import Stop
-from hpt_jax.telemetry.display import Display
+from hpt_jax.telemetry.display import Display, Watch
+from hpt_jax.telemetry.writers import EventsWriter
 from hpt_jax.training import make_model
 from hpt_jax.weights import export, load
-from hpt_jax.workdir import stage_folder, write_json
+from hpt_jax.workdir import StageFolder, stage_folder, write_json
 
 
 def run(
@@ -68,16 +74,19 @@ def run(
     if asked.config.dry_run:
         handover.check_present_files(asked)
         for line in estimate.describe(asked, root):
-            display.line(line)
+            display.outcome(line)
         return []
 
     workdir.check_root(folder)
-    compiled.keep(root / "compilation_cache", display.line)
+    with display.working("checking compiled programs"):
+        compiled.keep(root / "compilation_cache", display.line)
     options = asked.config.parallel
     devices = parallel.make_devices(options.devices, options.map, options.deterministic)
     library = Library(asked.config.data_dir, devices, display, root / "scans")
-    handover.reopen_damaged(asked, root, display)
-    handover.check(asked, root, library, devices, display)
+    with display.working("checking what is done"):
+        handover.reopen_damaged(asked, root, display)
+    with display.working("checking data and weights"):
+        handover.check(asked, root, library, devices, display)
     # Beside the plan, not in it: how it was asked for changes no identity and no result.
     command = {"config": config_path, "workdir": str(folder), "overrides": list(overrides)}
     write_json(
@@ -87,16 +96,19 @@ def run(
     training, probes, *_ = estimate.seconds_left(asked, root)
     if training or probes:
         display.line(estimate.time_left(asked, root))
+    live = Live(root, asked.config.name, display)
     for stage in asked.stages:
         folder_of_stage = stage_folder(root, stage.id)
         if folder_of_stage.is_done:
             continue
         with workdir.locked(folder_of_stage.path, display.line):
             if not folder_of_stage.is_done:  # by another run, while this one waited
-                run_stage(stage, asked.config, root, library, devices, display, stop)
-    if asked.config.target:
-        for one in asked.runs:
-            evaluate(one.stage, asked, root, library, devices, display)
+                run_stage(stage, asked, root, library, devices, display, stop, live)
+    for one in asked.runs:
+        if asked.config.target:
+            evaluate(one.stage, asked, root, library, devices, display, live)
+        elif handover.missing(one.stage, asked, root):
+            show_neighbours(one.stage, asked, root, library, devices, display)
     # Else the results of a run that ends at the same moment could be left out.
     with workdir.locked(root, display.line):
         export_arm(asked, root, display)
@@ -145,25 +157,32 @@ def make_plan(
 
 def run_stage(
     stage: plan.Stage,
-    config: config_lib.Config,
+    asked: plan.Plan,
     root: Path,
     library: Library,
     devices: parallel.Devices,
     display: Display,
     stop: Stop,
+    live: Live,
 ) -> None:
     """Starts from the parent's backbone, writes the lineage, trains to the end."""
-    folder = stage_folder(root, stage.id)
+    folder, config = stage_folder(root, stage.id), asked.config
     data = library.of_stage(stage)
     display.line(f"{stage.id}: {words(stage)}, seed {stage.seed}{_recipe(stage)}")
 
     def begin() -> Backbone:
-        initial, proof = handover.initial_backbone(stage, root, data, devices)
+        with display.working(f"{stage.id}: making what it starts from"):
+            initial, proof = handover.initial_backbone(stage, root, data, devices)
         write_json(folder.lineage, lineage(stage, data, initial, proof))
         for line in proof.lines() if proof else ():
             display.line(line)
+        before = plan.before_file(stage, asked)
+        if data and before and stage in [one.stage for one in asked.runs]:
+            shown = _write_neighbours(folder.path / before, stage, initial, data, devices, display)
+            _to_tensorboard(folder, 0, shown)
         return initial
 
+    branch.branch(stage, root, display.line)
     if handover.has_lost_its_lineage(folder):
         begin()
     saving = pretrain.Saving(
@@ -173,7 +192,12 @@ def run_stage(
         config.keep_checkpoints,
         config.keep_every_steps,
     )
-    pretrain.run_stage(stage, folder, data, begin, devices, saving, display, stop)
+    refresh = functools.partial(live.refresh, stage)
+    refresh()
+    labelled = stage.config.dataset == config.target and config.metric == "top1"
+    pretrain.run_stage(
+        stage, folder, data, begin, devices, saving, display, stop, labelled, refresh
+    )
 
 
 def _recipe(stage: plan.Stage) -> str:
@@ -195,13 +219,15 @@ def evaluate(
     library: Library,
     devices: parallel.Devices,
     display: Display,
+    live: Live,
 ) -> None:
     """Each evaluation of a backbone that has no result yet."""
     folder, config = stage_folder(root, stage.id), asked.config
     missing = handover.missing(stage, asked, root)
     if not missing:
         return
-    backbone = load.load_stage(folder)
+    with display.working(f"{stage.id}: reading its backbone"):
+        backbone = load.load_stage(folder)
     low, high = (int(value) for value in backbone.pixel_window)
     data = library.target(config.target, stage, (low, high) if high else None)
     subject = Subject(
@@ -215,15 +241,21 @@ def evaluate(
         image_size=stage.config.image_size,
         center_crop=stage.config.input.center_crop,
         seed=stage.seed,
+        watch=_watch(stage, display),
     )
     if handover.NEIGHBOURS in missing:
         missing.remove(handover.NEIGHBOURS)
         neighbours = folder.path / plan.neighbours_file(stage, asked)
-        pictures.write_neighbours(neighbours, subject.features, data, stage.config)
+        asked_of = pictures.question(data, labelled=True)
+        features_of = subject.features
+        shown = pictures.write_neighbours(neighbours, features_of, asked_of, data, stage.config)
+        _to_tensorboard(folder, stage.steps, shown)
     files = plan.evaluation_files(stage, asked)
     for name in missing:
+        live.refresh(stage, name)
         steps = evaluations.steps(name, config, len(data.splits["train"]))
-        with display.progress(f"{stage.id}: {name}", steps) as update:
+        first = "compiling" if steps else ""
+        with display.progress(f"{stage.id}: {name}", steps, first=first) as update:
             found = evaluations.evaluate(name, subject, config, update)
         write_json(folder.path / files[name], found)
         display.line(f"{stage.id}: {name} {100 * found['test']:.1f} % on test")
@@ -235,6 +267,53 @@ def evaluate(
             )
 
 
+def _watch(stage: plan.Stage, display: Display) -> Watch:
+    """Shows the progress of a part of what is done with a stage."""
+    return lambda name, total: display.progress(f"{stage.id}: {name}", total)
+
+
+def show_neighbours(
+    stage: plan.Stage,
+    asked: plan.Plan,
+    root: Path,
+    library: Library,
+    devices: parallel.Devices,
+    display: Display,
+) -> None:
+    """The nearest neighbours by a stage's backbone among its own images; no label is needed."""
+    folder, data = stage_folder(root, stage.id), library.of_stage(stage)
+    assert data is not None
+    path = folder.path / plan.neighbours_file(stage, asked)
+    shown = _write_neighbours(path, stage, load.load_stage(folder), data, devices, display)
+    _to_tensorboard(folder, stage.steps, shown)
+
+
+def _write_neighbours(
+    path: Path,
+    stage: plan.Stage,
+    backbone: Backbone,
+    data: StageData,
+    devices: parallel.Devices,
+    display: Display,
+) -> np.ndarray:
+    asked, config = pictures.question(data, labelled=False), stage.config
+    found = features.extract(
+        make_model(config.model, devices),
+        backbone,
+        data.feed,
+        asked.rows,
+        config.image_size,
+        config.input.center_crop,
+        _watch(stage, display),
+    )
+    return pictures.write_neighbours(path, found, asked, data, config)
+
+
+def _to_tensorboard(folder: StageFolder, step: int, neighbours: np.ndarray) -> None:
+    with contextlib.closing(EventsWriter(folder.path, step)) as events:
+        events.write_image(step, "nearest neighbours", neighbours)
+
+
 def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:
     """Writes the backbone of the arm that `export` names, if it names one."""
     stage = plan.exported(asked)
@@ -242,19 +321,22 @@ def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:
         return
     folder = stage_folder(root, stage.id)
     facts = load.inspect(str(folder.path)) or {}
-    path = export.export_backbone(load.load_stage(folder), facts, root / "export")
-    display.line(f"exported {stage.id} to {path}")
+    with display.working(f"exporting {stage.id}"):
+        path = export.export_backbone(load.load_stage(folder), facts, root / "export")
+    display.outcome(f"exported {stage.id} to {path}")
 
 
 def report(asked: plan.Plan, root: Path, display: Display) -> list[ResultRow]:
     """Rebuilds `results.csv` and the report page from all finished work; this study's table."""
     path = root / "results.csv"
-    tables.write_results(path, results.collect(root, display.line))
+    with display.working("gathering results"):
+        tables.write_results(path, results.collect(root, display.line))
     rows = tables.read_results(path)
     mine = [row for row in rows if row.study == asked.config.name]
     if mine:
         display.console.print(tables.results_table(mine, list(asked.config.arms)))
-    made = page.write(root, rows, asked.config.name, display.line)
-    display.line(f"results: {path}")
-    display.line(f"report: {made}")
+    with display.working("drawing the report"):
+        made = page.write(root, rows, asked.config.name, display.line)
+    display.outcome(f"results: {path}")
+    display.outcome(f"report: {made}")
     return rows

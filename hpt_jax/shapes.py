@@ -49,6 +49,15 @@ def _point(value: Any) -> bool:
     return fits(value, [_number]) and len(value) == 2
 
 
+def _printed(value: Any) -> bool:
+    """What a table can show as it is."""
+    return type(value) in (str, int, float, bool) or fits(value, [_printed])
+
+
+def _level(value: Any) -> bool:
+    return value in ("healthy", "watch", "alarm")
+
+
 def _evaluation(value: Any) -> bool:
     return type(value) is str and _name(value.removeprefix("evaluations/"))
 
@@ -77,6 +86,7 @@ LINEAGE = {
     "id": _name,
     "kin": str,
     "words": str,
+    "branch?": (None, {"trunk": str, "step": _count}),
     "seed": _count,
     "config": {
         "dataset": str,
@@ -84,6 +94,7 @@ LINEAGE = {
         "steps": _count,
         "image_size": _count,
         "augment": dict,
+        "moco?": {"queue_size": _count},
         "model": {"arch": str, "width": _count, "stem": str, "stem_stride": _count},
     },
     "parents": [{"id": _name}],
@@ -114,8 +125,10 @@ EVALUATION = {
     "selections": [{"curve?": [_point]}],
     "labelled": list,
 }
+_VERDICT = {"step": _count, "level": _level, "text": str}
+HEALTH = {**_VERDICT, "history": [_VERDICT], "recommendation": str}
 _SEEN = {"image": str, "classes": [str]}
-NEIGHBOURS = {"queries": [{**_SEEN, "neighbours": [{**_SEEN, "right": bool}]}]}
+NEIGHBOURS = {"queries": [{**_SEEN, "neighbours": [{**_SEEN, "right?": bool}]}]}
 PLAN = {
     "study": _name,
     "config_id": str,
@@ -131,6 +144,7 @@ PLAN = {
             "pretrain_steps": _count,
             "evaluations": {...: _evaluation},
             "neighbours?": _name,
+            "before?": (None, _name),
         }
     ],
     "choices?": [{"field": _text, "value": _text, "reason": _text}],

@@ -167,15 +167,21 @@ def saved(carry: Carry) -> dict[str, Any]:
 
 
 def learning_rate(optimizer: config_lib.Optimizer, step: int, steps: int) -> float:
-    """The rate of step `step` (from 0) of `steps`: warm-up, then cosine to 0 or constant.
+    """The rate of step `step` (from 0) of `steps`: warm-up, then as the schedule says.
 
-    Without warm-up the cosine is the paper's: rate / 2 * (1 + cos(pi * step / steps)).
+    - 'cosine', the paper's without warm-up: rate / 2 * (1 + cos(pi * step / steps)).
+    - 'constant'.
+    - 'anytime': constant up to `plan.branch_step`, then in a straight line to 0. Up to there it
+      does not depend on `steps`, so that stages of all lengths share their beginning.
     """
     peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
     if step < warmup:
         return peak * (step + 1) / warmup
     if optimizer.schedule == "constant":
         return peak
+    if optimizer.schedule == "anytime":
+        start = plan.branch_step(optimizer, steps)
+        return peak if step < start else peak * (steps - step) / (steps - start)
     return peak / 2 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 

@@ -46,6 +46,16 @@ class StageFolder:
         return self.path / "metrics.csv"
 
     @property
+    def measures(self) -> Path:
+        """What its features are like at some steps, told without labels."""
+        return self.path / "measures.csv"
+
+    @property
+    def health(self) -> Path:
+        """The verdict on it, in words."""
+        return self.path / "health.json"
+
+    @property
     def views(self) -> Path:
         """A few images, and the views of them that training sees."""
         return self.path / "views.png"

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,29 @@ def test_values_come_after_an_equals_sign_or_as_the_next_word():
     )
     assert flags == {"--config": "c", "--workdir": "w=x"}
     assert overrides == [("a.b", "-1"), ("c", ""), ("d", "e=f")]
+
+
+@pytest.mark.parametrize("flag", ["--quiet", "-q"])
+def test_quiet_is_a_flag_without_a_value(ask, flag):
+    flags, _ = parse(["--config", "c", flag, "--workdir", "w"])
+    assert flags == {"--config": "c", "--quiet": "", "--workdir": "w"}
+    assert one(ask("--quiet=yes")).startswith("--quiet: expected a known flag")
+
+
+@pytest.mark.usefixtures("images")
+def test_quiet_tells_warnings_results_and_where_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images" / "broken.png").write_bytes(b"")
+    (tmp_path / "c.py").write_text(CONFIG.format(lines="config.input.max_unreadable = 0.5"))
+    assert main(["-q", "--config", "c.py", "--workdir", "w"]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    lines = told.out.splitlines()
+    kinds = [re.match(r"note|skipped|results|report", line) for line in lines]
+    assert all(kinds), lines
+    assert [kind[0] for kind in kinds].count("skipped") == 1
+    assert [line.partition(":")[0] for line in lines[-2:]] == ["results", "report"]
+    assert str(tmp_path / "w" / "report" / "index.html") in lines[-1]
 
 
 def test_a_flag_without_value_does_not_swallow_the_next(capsys):

@@ -64,6 +64,64 @@ def test_info_nce_is_the_cross_entropy_of_finding_the_positive(temperature):
         np.testing.assert_allclose(metrics[name], value, rtol=1e-12, err_msg=name)
 
 
+def test_masked_negatives_are_as_if_they_were_not_there():
+    queries, positives, queue = (unit_vectors(seed, n, 4) for seed, n in enumerate((5, 5, 9)))
+    own = np.random.default_rng(3).random((5, 9)) < 0.5
+    own[0], own[1] = True, False
+    with jax.enable_x64(True):
+        loss, metrics = moco.info_nce(
+            *(jnp.asarray(x) for x in (queries, positives, queue)), 0.2, jnp.asarray(own)
+        )
+    losses, hits, similarities = [], [], []
+    for query, key, mine in zip(queries, positives, own, strict=True):
+        kept = queue[~mine]
+        logits = np.array([query @ key, *(kept @ query)]) / 0.2
+        losses.append(logsumexp(logits) - logits[0])
+        hits.append(np.argmax(logits) == 0)
+        similarities += (kept @ query).tolist()
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-12)
+    np.testing.assert_allclose(metrics["accuracy"], np.mean(hits), rtol=1e-12)
+    expected = np.mean(similarities)
+    np.testing.assert_allclose(metrics["negative_similarity"], expected, rtol=1e-12)
+
+
+def test_a_queue_of_nothing_but_own_keys_teaches_nothing_and_breaks_nothing():
+    x = jnp.asarray(unit_vectors(0, 4, 3), jnp.float32)
+    everything = jnp.ones((4, 4), bool)
+
+    def loss(x):
+        return moco.info_nce(x, x, x, 0.2, everything)[0]
+
+    value, gradient = jax.value_and_grad(loss)(x)
+    assert value == 0
+    assert not gradient.any()
+    assert moco.info_nce(x, x, x, 0.2, everything)[1]["negative_similarity"] == 0
+    none = moco.hardness(x, x, 0.2, ~everything)
+    some = moco.hardness(x, x, 0.2, everything)
+    assert moco.queue_gap(some, none) == moco.queue_gap(none, some) == 0
+
+
+def test_the_queue_gap_is_how_much_harder_fresh_negatives_are():
+    queries, keys, queue = (unit_vectors(seed, n, 4) for seed, n in enumerate((6, 6, 9)))
+    others = ~np.eye(6, dtype=bool)
+    counted = np.random.default_rng(3).random((6, 9)) < 0.7
+    counted[2] = False  # a query without any is left out
+
+    def hard(query, kept):
+        return np.log(np.mean(np.exp(kept @ query / 0.2)))
+
+    gaps = [
+        hard(query, keys[others[place]]) - hard(query, queue[counted[place]])
+        for place, query in enumerate(queries)
+        if place != 2
+    ]
+    with jax.enable_x64(True):
+        fresh = moco.hardness(queries, keys, 0.2, jnp.asarray(others))
+        old = moco.hardness(queries, queue, 0.2, jnp.asarray(counted))
+        found = moco.queue_gap(fresh, old)
+    np.testing.assert_allclose(found, np.mean(gaps), rtol=1e-12)
+
+
 @pytest.mark.parametrize("count", [1, 4, 7, 10])
 def test_the_queue_forgets_its_oldest_keys_first(count):
     queue = unit_vectors(0, 10, 3).astype(np.float32)
@@ -305,6 +363,8 @@ def test_three_steps_equal_their_parts_put_together_by_hand(monkeypatch):
         key, buffers = query, jax.tree.map(np.zeros_like, query)
         query_stats = key_stats = jax.device_get(state.backbone.batch_stats)
         queue = collections.deque(np.asarray(state.queue), maxlen=20)
+        queue_images = collections.deque([-1] * 20, maxlen=20)
+        shown = [np.array([3, 1, 4, 1, 5, 9, 2, 6], np.int32) - 3 * index for index in range(3)]
         for index, (query_images, key_images) in enumerate(images):
             permutation = np.random.default_rng(index).permutation(len(query_images))
             query_views = prepared(rng, index, query_images, moco.QUERY)
@@ -312,6 +372,7 @@ def test_three_steps_equal_their_parts_put_together_by_hand(monkeypatch):
             batch = {
                 "query": query_images,
                 "key": key_images[permutation],
+                "images": shown[index],
                 "key_slots": permutation.astype(np.int32),
             }
             state, metrics = step(state, devices.shard(batch), np.float64(rates[index]))
@@ -319,12 +380,16 @@ def test_three_steps_equal_their_parts_put_together_by_hand(monkeypatch):
             key = jax.tree.map(lambda k, q: 0.9 * k + 0.1 * q, key, query)
             shuffled, key_stats = jax.device_get(encode(key, key_stats, key_views[permutation]))
             keys = shuffled[np.argsort(permutation)]
+            own = np.array([[image == other for other in queue_images] for image in shown[index]])
+            np.testing.assert_allclose(metrics["own_keys"], own.sum(1).mean())
+            np.testing.assert_allclose(metrics["queue_fill"], min(8 * index, 20) / 20)
             (loss, query_stats), gradient = jax.device_get(
                 value_and_grad(query, query_stats, query_views, keys, np.stack(queue))
             )
             buffers = jax.tree.map(lambda b, g, p: 0.9 * b + g + 0.01 * p, buffers, gradient, query)
             query = jax.tree.map(lambda p, b, rate=rates[index]: p - rate * b, query, buffers)
             queue.extend(keys)
+            queue_images.extend(shown[index])
             np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-10)
             np.testing.assert_allclose(
                 metrics["gradient_norm"],
@@ -340,6 +405,7 @@ def test_three_steps_equal_their_parts_put_together_by_hand(monkeypatch):
             "key_stats": state.key_batch_stats,
             "queue": np.roll(state.queue, -4, 0),
         }
+        np.testing.assert_array_equal(np.roll(state.queue_images, -4), queue_images)
         expected = {
             "query": query,
             "query_stats": query_stats,

@@ -20,6 +20,7 @@ from hpt_jax.data.images import ArrayImages, Dataset
 from hpt_jax.data.order import batch_indices
 from hpt_jax.feed import Feed
 from hpt_jax.library import StageData
+from hpt_jax.shapes import NEIGHBOURS, fits
 
 SIZE, BATCH = 16, 24
 
@@ -119,7 +120,8 @@ def test_neighbours_are_those_of_brute_force(tmp_path: Path, multi_label: bool) 
     data = data_of(dataset(multi_label=multi_label), devices=1)
     features = np.random.default_rng(1).normal(size=(60, 6)).astype(np.float32)
     path = tmp_path / "s" / "neighbours-1.json"
-    pictures.write_neighbours(path, features, data, stage_of().config)
+    asked = pictures.question(data, labelled=True)
+    pictures.write_neighbours(path, features, asked, data, stage_of().config)
     shown = json.loads(path.read_text())["queries"]
 
     names, labels = data.dataset.class_names, data.labels
@@ -146,6 +148,42 @@ def test_neighbours_are_those_of_brute_force(tmp_path: Path, multi_label: bool) 
     crop = Image.fromarray(data.dataset.images.pixels[queries[1]][1:19])
     expected_tile = np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BILINEAR), int)
     assert np.abs(tile - expected_tile).max() <= 1
+
+
+def test_neighbours_need_no_labels(tmp_path: Path) -> None:
+    whole = dataset()
+    data = data_of(dataclasses.replace(whole, read_labels=None, class_names=()), devices=1)
+    asked = pictures.question(data, labelled=False)
+    assert sorted(asked.rows) == list(range(45)), "those that are pretrained on"
+    features = np.random.default_rng(1).normal(size=(len(asked.rows), 6)).astype(np.float32)
+    path = tmp_path / "neighbours-1.json"
+    pictures.write_neighbours(path, features, asked, data, stage_of().config)
+    shown = json.loads(path.read_text())
+    assert fits(shown, NEIGHBOURS)
+    length = features / np.linalg.norm(features, axis=1, keepdims=True)
+    for place, one in enumerate(shown["queries"]):
+        others = range(len(shown["queries"]), 45)
+        nearest = sorted(others, key=lambda at: -(length[at] @ length[place]))[:5]
+        assert one["image"] == f"toy[{asked.rows[place]}]"
+        assert one["classes"] == []
+        assert [near["image"] for near in one["neighbours"]] == [
+            f"toy[{asked.rows[at]}]" for at in nearest
+        ]
+        assert not any("right" in near for near in one["neighbours"])
+    assert pictures.neighbours_are_whole(path)
+
+
+@pytest.mark.parametrize(("count", "queries"), [(1, 1), (2, 1), (7, 3), (12, 5)])
+def test_a_few_images_have_the_neighbours_that_there_are(
+    tmp_path: Path, count: int, queries: int
+) -> None:
+    data = dataclasses.replace(data_of(dataset(), devices=1), rows=np.arange(count))
+    asked = pictures.question(data, labelled=False)
+    features = np.ones((count, 3), np.float32)
+    path = tmp_path / "neighbours-1.json"
+    pictures.write_neighbours(path, features, asked, data, stage_of().config)
+    shown = json.loads(path.read_text())["queries"]
+    assert [len(one["neighbours"]) for one in shown] == [min(5, count - queries)] * queries
 
 
 def test_queries_are_spread_over_classes() -> None:

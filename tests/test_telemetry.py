@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 import hpt_jax
 from hpt_jax.errors import UserError
-from hpt_jax.telemetry import display as display_lib
 from hpt_jax.telemetry.display import Display
 from hpt_jax.telemetry.writers import MetricsWriter, read_metrics, write_parameter_overview
 
@@ -114,6 +114,37 @@ def test_tensorboard_shows_what_a_kill_voided_once_and_in_order(tmp_path):
     assert event_steps(tmp_path) == [10, 20, 30, 40]
 
 
+def test_pictures_and_measures_come_back_from_tensorboards_own_reader(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
+    metrics = MetricsWriter(tmp_path / "metrics.csv", 0)
+    measures = MetricsWriter(tmp_path / "measures.csv", 0, metrics.events, "measures/")
+    metrics.events.write_image(0, "augmented views", pixels)
+    for step in (0, 10, 20):
+        measures.write(step, {"rankme": float(step)})
+        metrics.write(step + 1, {"loss": 1.0})
+    measures.close()
+    metrics.close()
+    assert len(list(tmp_path.glob("events*"))) == 1
+    assert (tmp_path / "measures.csv").read_text().splitlines()[0] == "step,rankme"
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Tensors("measures/rankme")] == [0, 10, 20]
+    assert [event.step for event in events.Tensors("loss")] == [1, 11, 21]
+    assert events.SummaryMetadata("augmented views").plugin_data.plugin_name == "images"
+    (event,) = events.Tensors("augmented views")
+    width, height, coded = make_ndarray(event.tensor_proto)
+    assert (event.step, width, height) == (0, b"5", b"7")
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(coded))), pixels)
+
+
+def test_a_writer_that_was_given_nothing_makes_no_event_file(tmp_path):
+    MetricsWriter(tmp_path / "metrics.csv", 0).close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_new_event_file_comes_after_those_that_others_named_by_the_time(tmp_path):
     for step in range(10, 130, 10):
         write(tmp_path / "metrics.csv", step - 10, [step])
@@ -136,8 +167,8 @@ def test_metrics_that_are_no_rows_of_numbers_are_refused(tmp_path, text):
     assert (tmp_path / "metrics.csv").read_text() == text
 
 
-def test_only_the_label_of_an_event_is_the_wall_clocks():
-    """TensorBoard wants to know when; nothing else may change when a clock is set."""
+def test_only_labels_are_the_wall_clocks():
+    """TensorBoard wants to know when, a running page says it; else no clock may change a thing."""
     package = Path(hpt_jax.__file__).parent
     wall = re.compile(
         r"\btime\.(?:time|time_ns|ctime|localtime|gmtime|strftime)\(|datetime|mtime\b"
@@ -148,8 +179,9 @@ def test_only_the_label_of_an_event_is_the_wall_clocks():
         for line in path.read_text().splitlines()
         if wall.search(line)
     ]
-    assert len(found) == 1, found
-    assert found[0].startswith("writers.py: self._records.write(self._event(wall_time=time.time()")
+    assert len(found) == 2, found
+    assert found[0] == 'live.py: return time.strftime("%Y-%m-%d %H:%M:%S")'
+    assert found[1].startswith("writers.py: self._records.write(self._event(wall_time=time.time()")
 
 
 def test_the_parameter_overview_counts_every_parameter(tmp_path):
@@ -184,12 +216,61 @@ def test_a_name_that_is_not_utf8_is_printed_escaped():
     assert out.buffer.getvalue() == "skipped \\xff\\xfe café.png\n".encode()
 
 
+def screen(written):
+    """The lines that a terminal shows after it was written to, as far as progress bars go."""
+    rows, row = [""], 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", written):
+        if part == "\n":
+            row += 1
+            rows += [""] * (row + 1 - len(rows))
+        elif part.endswith("A") and part.startswith("\x1b"):
+            row -= int(part[2:-1])
+        elif part == "\x1b[2K":
+            rows[row] = ""
+        elif part[0] not in "\x1b\r":
+            rows[row] += part
+    return [one.rstrip() for one in rows if one.strip()]
+
+
+class Timers:
+    """A clock that stands still, and timers that run out when it is moved."""
+
+    def __init__(self):
+        self.now, self.waiting = 0.0, []
+
+    def __call__(self, seconds, then):
+        clock, due = self, self.now + seconds
+
+        class Timer:
+            def start(self):
+                clock.waiting.append((due, self, then))
+
+            def cancel(self):
+                clock.waiting = [one for one in clock.waiting if one[1] is not self]
+
+        return Timer()
+
+    def pass_(self, seconds):
+        self.now += seconds
+        due = [one for one in self.waiting if one[0] <= self.now]
+        self.waiting = [one for one in self.waiting if one not in due]
+        for _, _, then in due:
+            then()
+
+
+def make_timed(terminal, quiet=False):
+    out, clock = io.StringIO(), Timers()
+    console = Console(file=out, force_terminal=terminal, width=80, highlight=False)
+    return Display(console, quiet, lambda: clock.now, clock), out, clock
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_control_characters_never_reach_the_terminal(terminal):
-    display, out = make_display(terminal)
+    display, out, clock = make_timed(terminal)
     name = "a\x1b[2J\x9b2J\x07\r\u202e\ud800"
     display.line(f"{name}\nnext")
-    with display.progress(name, 100) as update:
+    with display.progress(name, 100) as update, display.working(name):
+        clock.pass_(5)
         update(100, "")
     text = out.getvalue()
     assert "a\\x1b[2J\\x9b2J\\x07\\r\\u202e\\ud800\\nnext\n" in text
@@ -197,13 +278,11 @@ def test_control_characters_never_reach_the_terminal(terminal):
     assert "\x1b[2J" not in text
 
 
-def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(display_lib.time, "monotonic", lambda: now[0])
-    display, out = make_display(False)
+def test_without_a_terminal_progress_is_a_line_now_and_then():
+    display, out, clock = make_timed(False)
     with display.progress("t-1", 100, start=20) as update:
         for done in range(21, 61):
-            now[0] += 1.0
+            clock.pass_(1.0)
             update(done, "loss 1.5")
     lines = out.getvalue().splitlines()
     assert lines == [
@@ -214,9 +293,94 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch):
 
 
 def test_on_a_terminal_progress_is_a_bar():
-    display, out = make_display(True)
+    display, out, clock = make_timed(True)
     with display.progress("t-1", 100, start=20) as update:
+        clock.pass_(3)
         update(60, "loss 1.5")
+        display._bars.refresh()
     assert "t-1" in out.getvalue()
     assert "60/100" in out.getvalue()
     assert "loss 1.5" in out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_done_within_two_seconds_shows_nothing(terminal):
+    display, out, clock = make_timed(terminal)
+    for _ in range(3):
+        with display.working("a"), display.progress("b", 10) as update:
+            clock.pass_(1.9)
+            update(10, "")
+    clock.pass_(100)
+    assert out.getvalue() == ""
+
+
+def test_longer_work_is_told_with_its_time_on_a_terminal_and_in_one_line_elsewhere():
+    display, out, clock = make_timed(True)
+    with display.working("compiling"):
+        clock.pass_(2.5)
+        clock.pass_(62.5)
+        display._bars.refresh()
+    assert "0:00:02" in out.getvalue()
+    assert "0:01:05" in out.getvalue()
+    display, out, clock = make_timed(False)
+    with display.working("compiling"):
+        for _ in range(9):
+            clock.pass_(2.5)
+    assert out.getvalue() == "compiling ...\n"
+
+
+def test_the_first_step_is_compiling_and_no_bar_at_zero():
+    display, out, clock = make_timed(True)
+    with display.progress("t-1", 100, first="compiling") as update:
+        clock.pass_(30)
+        assert "t-1: compiling" in out.getvalue()
+        assert "0/100" not in out.getvalue()
+        update(1, "")
+        for done in (11, 21):
+            clock.pass_(10)
+            update(done, "")
+        display._bars.refresh()
+        (shown,) = screen(out.getvalue())
+        assert shown.endswith("21/100 1.0/s 0:01:19"), "the time of compiling counts for nothing"
+        assert "compiling" not in shown
+    display, out, clock = make_timed(False)
+    with display.progress("t-1", 100, first="compiling") as update:
+        clock.pass_(30)
+        update(1, "")
+    assert out.getvalue() == "t-1: compiling ...\n"
+
+
+def test_lines_leave_bars_whole_and_nothing_of_the_bars_is_left_in_the_end():
+    display, out, clock = make_timed(True)
+    display.line("one")
+    with display.working("outer"):
+        clock.pass_(3)
+        with display.progress("inner", 10) as update:
+            clock.pass_(3)
+            update(4, "")
+            display._bars.refresh()
+            display.line("two")
+            shown = screen(out.getvalue())
+            assert shown[:2] == ["one", "two"]
+            assert [one.split()[0] for one in shown[2:]] == ["outer", "inner"]
+            assert "4/10" in shown[3]
+        display.line("three")
+    with display.working("again"):
+        clock.pass_(3)
+    display.line("four")
+    assert screen(out.getvalue()) == ["one", "two", "three", "four"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_quiet_is_warnings_and_outcomes_alone(terminal):
+    display, out, clock = make_timed(terminal, quiet=True)
+    display.line("reading")
+    display.line("note: odd")
+    with display.working("a"), display.progress("b", 10, first="c") as update:
+        clock.pass_(100)
+        update(5, "")
+        clock.pass_(100)
+        update(6, "")
+    display.line("alarm: collapsed")
+    display.outcome("results: x.csv")
+    assert out.getvalue().splitlines() == ["note: odd", "alarm: collapsed", "results: x.csv"]

@@ -66,9 +66,9 @@ def draw(study: str) -> None:
     # Bars of all evaluations stand side by side; of the others the first has the figure.
     bars = config.analysis in ("semi_supervised", "sequential")
     shown = config.evaluations if bars else config.evaluations[:1]
-    ((_, figure, _),) = page.headlines(config.analysis, rows, list(config.arms), shown)
+    ((_, draw, _),) = page.headlines(config.analysis, rows, list(config.arms), shown)
     # Without the library's version the same results give the same file.
-    figure.savefig(HERE / f"{study}.png", dpi=110, metadata={"Software": None})
+    draw().savefig(HERE / f"{study}.png", dpi=110, metadata={"Software": None})
 
 
 def filled(text: str) -> str:

@@ -17,6 +17,7 @@ from hpt_jax.data.loader import Crops, Plan
 from hpt_jax.feed import Feed
 from hpt_jax.models.backbone import Backbone
 from hpt_jax.models.resnet import ResNet
+from hpt_jax.telemetry.display import Watch, unwatched
 
 BATCH = 256  # images a device and call; features do not depend on it
 # Torchvision's RandomResizedCrop, as in the paper's probe.
@@ -32,6 +33,7 @@ def extract(
     rows: np.ndarray,
     image_size: int,
     center_crop: float,
+    watch: Watch = unwatched,
 ) -> np.ndarray:
     """Features of the evaluation view of some images.
 
@@ -42,6 +44,7 @@ def extract(
       rows: int64[n], which, as rows of the store.
       image_size: side of the view, in pixels.
       center_crop: the view's share of the short side.
+      watch: where progress goes, in batches.
 
     Returns:
       f32[n, features].
@@ -58,10 +61,11 @@ def extract(
         return {"image": Crops(shown, boxes), "flip": np.zeros(batch, bool)}
 
     steps = range(-(-count // batch))
-    parts = [
-        devices.gather(part)
-        for part in _features(model, backbone, feed, plan_batch, steps, image_size)
-    ]
+    parts = []
+    with watch("features", len(steps)) as update:
+        for part in _features(model, backbone, feed, plan_batch, steps, image_size):
+            parts.append(devices.gather(part))
+            update(len(parts), "")
     return np.concatenate(parts)[:count]
 
 

@@ -12,6 +12,7 @@ from hpt_jax.evaluate import features
 from hpt_jax.feed import Feed
 from hpt_jax.models.backbone import Backbone
 from hpt_jax.models.resnet import ResNet
+from hpt_jax.telemetry.display import Watch, unwatched
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class Subject:
       image_size: side of a view, in pixels.
       center_crop: the evaluation view's share of the short side.
       seed: of the pretraining.
+      watch: where the progress of `features` goes.
     """
 
     model: ResNet
@@ -41,15 +43,18 @@ class Subject:
     image_size: int
     center_crop: float
     seed: int
+    watch: Watch = unwatched
 
     @functools.cached_property
     def features(self) -> np.ndarray:
         """f32[rows, d] of the evaluation view of all rows, computed when first asked for."""
         every = np.arange(len(self.feed.store))
-        return self.features_of(self.backbone, every)
+        return self.features_of(self.backbone, every, self.watch)
 
-    def features_of(self, backbone: Backbone, rows: np.ndarray) -> np.ndarray:
+    def features_of(
+        self, backbone: Backbone, rows: np.ndarray, watch: Watch = unwatched
+    ) -> np.ndarray:
         """f32[n, d] of the evaluation view of `rows`, by a backbone of the same architecture."""
         return features.extract(
-            self.model, backbone, self.feed, rows, self.image_size, self.center_crop
+            self.model, backbone, self.feed, rows, self.image_size, self.center_crop, watch
         )

@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -314,6 +314,82 @@ def draw_curves(curves: Sequence[Curve], x_label: str) -> Figure:
     )
     figure.supxlabel(x_label, fontsize=10)
     return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One of the small drawings of `draw_health`.
+
+    Attributes:
+      title: above it.
+      steps: of the points, ascending.
+      lines: name -> values; several are told apart by a legend.
+      chance: the loss of guessing, a dashed line; None: none.
+      until: the queue was filling up to this step; 0: it was not.
+      before: whether the first value is what the stage started from, to compare with.
+      log: whether the axis is logarithmic.
+    """
+
+    title: str
+    steps: Sequence[float]
+    lines: Mapping[str, Sequence[float]]
+    chance: float | None = None
+    until: float = 0.0
+    before: bool = False
+    log: bool = False
+
+
+@_styled
+def draw_health(panels: Sequence[Panel]) -> Figure:
+    """How one stage is doing, step by step: panels three a row, the first as wide as is left."""
+    others = len(panels) - 1
+    wide = -others % 3 or 3
+    down = (others + wide) // 3
+    figure = _figure(8, 0.5 + 1.9 * down)
+    grid = figure.add_gridspec(down, 3)
+    places: list[tuple[int, Any]] = [
+        (0, slice(0, wide)),
+        *(divmod(wide + one, 3) for one in range(others)),
+    ]
+    for panel, (row, column) in zip(panels, places, strict=True):
+        axes = figure.add_subplot(grid[row, column])
+        _draw_panel(axes, panel)
+        axes.set_xlim(0, max(1.0, *(panel.steps[-1] for panel in panels)))
+    figure.supxlabel("step", fontsize=10)
+    return figure
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    small: Any = {"fontsize": 8, "color": MUTED}
+    marker = "o" if panel.before or len(panel.steps) == 1 else ""
+    for place, (name, values) in enumerate(panel.lines.items()):
+        color = _COLORS[place % len(_COLORS)]
+        axes.plot(panel.steps, values, label=name, color=color, marker=marker, markersize=3)
+    if panel.before:
+        first = next(iter(panel.lines.values()))[0]
+        axes.axhline(first, color=MUTED, linestyle=(0, (2, 2)), linewidth=1, zorder=1)
+        right = axes.get_yaxis_transform()
+        axes.text(0.98, first, "before", transform=right, ha="right", va="bottom", **small)
+    if panel.until:
+        axes.axvspan(0, panel.until, color=MUTED, alpha=0.12, linewidth=0, zorder=0)
+        axes.text(0, 0.02, " queue filling", transform=axes.get_xaxis_transform(), **small)
+    if panel.chance is not None:
+        axes.axhline(panel.chance, color=INK, linestyle=(0, (6, 2)), linewidth=1, zorder=1)
+        right = axes.get_yaxis_transform()
+        told = "ln(K+1): no better than chance"
+        axes.text(0.98, panel.chance, told, transform=right, ha="right", va="bottom", **small)
+        axes.margins(y=0.12)
+    values = [value for line in panel.lines.values() for value in line if math.isfinite(value)]
+    if panel.log and max(values, default=0) > 0:
+        axes.set_yscale("log", nonpositive="mask")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    if len(panel.lines) > 1:
+        axes.legend(frameon=False, fontsize=8, handlelength=1.5)
+    axes.set_title(panel.title, fontsize=10)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -7,8 +7,11 @@ can be opened anywhere, sent by mail and printed.
 from __future__ import annotations
 
 import base64
+import dataclasses
+import functools
 import io
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +24,7 @@ from hpt_jax.augment.policies import ROBUSTNESS
 from hpt_jax.data.decode import decode
 from hpt_jax.data.images import Unreadable
 from hpt_jax.errors import UserError
-from hpt_jax.report import claims, figures, graph, results
+from hpt_jax.report import claims, figures, graph, health, results
 from hpt_jax.report.tables import (
     ResultRow,
     Summary,
@@ -94,11 +97,29 @@ _FILTERS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """What a page says of a run that goes on.
+
+    Attributes:
+      doing: what it was at.
+      started: when, as text.
+      updated: when the page was made, as text.
+      seconds: after which a browser is to load the page again.
+    """
+
+    doing: str
+    started: str
+    updated: str
+    seconds: int
+
+
 def write(
     root: Path,
     rows: Sequence[ResultRow],
     first: str = "",
     line: Callable[[str], None] = lambda text: None,
+    running: Running | None = None,
 ) -> Path:
     """Makes `report/index.html` and its figures again from whatever is finished.
 
@@ -108,6 +129,7 @@ def write(
       first: the study that the page begins with.
       line: where it is said which files are damaged and left out, plans apart (see
         `results.collect`).
+      running: what the page says of a run that goes on; None: it has ended.
 
     Returns:
       The page.
@@ -138,7 +160,11 @@ def write(
     for text in told:
         line(text)
     text = environment.get_template("page.html").render(
-        studies=studies, box_width=graph.WIDTH, box_height=graph.HEIGHT
+        studies=studies,
+        running=running,
+        curves=health.CURVES,
+        box_width=graph.WIDTH,
+        box_height=graph.HEIGHT,
     )
     path = root / "report" / "index.html"
     with whole(path) as temporary:
@@ -179,7 +205,9 @@ def _study(
     ]
     chains = {tuple(run["chain"]): run for run in plan["runs"]}
     mine = {one: stages[one] for chain in chains for one in chain if one in stages}
-    curves = training_curves(mine, root, damaged)
+    trained = [one for one in mine if mine[one]["config"]["trainable"] in ("all", "batch_norm")]
+    # Of one stage alone the curves are those of its health.
+    curves = training_curves(mine, root, damaged) if len(trained) > 1 else []
     probes = probe_curves(plan, root)
     return {
         "name": plan["study"],
@@ -188,11 +216,12 @@ def _study(
         "metric": plan["metric"],
         "finding": _finding(rows, evaluations),
         "figures": [
-            _drawn(figure, text, root, f"{plan['study']}_{name}")
-            for name, figure, text in headlines(config.get("analysis", ""), rows, arms, evaluations)
+            _drawn(draw, text, root, f"{plan['study']}_{name}")
+            for name, draw, text in headlines(config.get("analysis", ""), rows, arms, evaluations)
         ],
         "claims": _claims(plan, rows, evaluations),
         "tables": [_table(rows, arms, name, _subsets(plan, name, root)) for name in evaluations],
+        "health": _health({one: mine[one] for one in trained}, plan["study"], root, damaged),
         "views": _views(mine, root, damaged),
         "neighbours": _neighbours(plan, root, damaged),
         "curves": _curves(curves, "step", plan["study"], "training_curves", root),
@@ -200,6 +229,7 @@ def _study(
         "graph": graph.layout(
             (run["arm"], [_fact(one, stages) for one in run["chain"]]) for run in plan["runs"]
         ),
+        "choices": plan.get("choices", []),
         "command": command(plan),
         "stages": list(mine.values()),
         "seconds": sum(one["done"].get("seconds", 0) for one in mine.values()),
@@ -212,24 +242,25 @@ def _study(
 
 def headlines(
     analysis: str, rows: Sequence[ResultRow], arms: Sequence[str], evaluations: Sequence[str]
-) -> list[tuple[str, Figure, str]]:
-    """The figures of an analysis: (name of the file, figure, what it shows)."""
+) -> list[tuple[str, functools.partial[Figure], str]]:
+    """The figures of an analysis: (name of the file, what draws it, what it shows)."""
     if not evaluations:
         return []
     if analysis in ("semi_supervised", "sequential"):
         text = "Each arm at its longest pretraining on the target."
-        return [("arms", figures.draw_bars(rows, arms, evaluations), text)]
+        return [("arms", functools.partial(figures.draw_bars, rows, arms, evaluations), text)]
     found = []
     for place, name in enumerate(evaluations):
         mine = [row for row in rows if row.evaluation == name]
         if analysis == "augmentation_robustness":
             if not any(row.arm.endswith(f"@{ROBUSTNESS[0]}") for row in mine):
                 continue
-            file, text, figure = "augmentation_drops", _DROPS, figures.draw_drops(mine, arms, name)
+            file, text = "augmentation_drops", _DROPS
+            draw = functools.partial(figures.draw_drops, mine, arms, name)
         else:
             file, axis, text = _AGAINST.get(analysis, _AGAINST[""])
-            figure = figures.draw(mine, arms, name, axis)
-        found.append((f"{file}_{name}" if place else file, figure, text))
+            draw = functools.partial(figures.draw, mine, arms, name, axis)
+        found.append((f"{file}_{name}" if place else file, draw, text))
     return found
 
 
@@ -303,6 +334,29 @@ def _results(plan: Mapping[str, Any], evaluation: str, root: Path) -> dict[int, 
     return found
 
 
+def _health(
+    stages: Mapping[str, Mapping[str, Any]], study: str, root: Path, damaged: Damaged
+) -> list[dict[str, Any]]:
+    """How the stages that train are doing; drawn is the first seed's longest of each chain."""
+    drawn: dict[str, tuple[int, int, str]] = {}
+    for stage_id, one in stages.items():
+        place = (one["seed"], -one["config"]["steps"], stage_id)
+        drawn[_chain(one)] = min(place, drawn.get(_chain(one), place))
+    found = []
+    for stage_id, one in stages.items():
+        of_stage = health.of_stage(stage_id, one, root, damaged)
+        if of_stage is None:
+            continue
+        panels = health.panels(of_stage["metrics"], of_stage["measures"], of_stage["chance"])
+        is_drawn = drawn[_chain(one)][2] == stage_id and panels
+        name = f"{study}_health_{stage_id}"
+        draw = functools.partial(figures.draw_health, panels)
+        figure = _drawn(draw, "", root, name) if is_drawn else None
+        facts = {"chain": _chain(one), "seed": one["seed"], "steps": one["config"]["steps"]}
+        found.append(of_stage | facts | {"done": bool(one["done"]), "figure": figure})
+    return found
+
+
 def training_curves(
     stages: Mapping[str, Mapping[str, Any]],
     root: Path,
@@ -323,7 +377,7 @@ def training_curves(
         if not rows or one["config"]["steps"] != most[_chain(one)]:
             continue
         steps = [int(row["step"]) for row in rows]
-        for column in sorted(set(rows[0]) - {"step", "learning_rate"}):
+        for column in sorted(set(rows[0]) - {"step", "learning_rate", "queue_fill"}):
             values = [float(row[column]) for row in rows]
             found.append(figures.Curve(column.replace("_", " "), _chain(one), steps, values))
     return sorted(found, key=lambda curve: (curve.panel != "loss", curve.panel))
@@ -426,17 +480,8 @@ def _views(
 
 def _neighbours(plan: Mapping[str, Any], root: Path, damaged: Damaged) -> list[dict[str, Any]]:
     """What is there of the neighbours before and after pretraining on the target, first seed."""
-    runs = plan["runs"]
-    if not runs:
-        return []
-    names = [run["arm"] for run in runs]
-    before = [run for run in runs if run["arm"] == "B"] or [r for r in runs if not _steps(r)]
-    last = next((name for name in ("B+S+T", "B+T") if name in names), names[-1])
-    after = [run for run in runs if run["arm"] == last and run["seed"] == runs[0]["seed"]]
-    chosen = before[:1] + sorted(after, key=_steps)[-1:]
     found: list[dict[str, Any]] = []
-    for run in chosen:
-        path = stage_folder(root, run["stage_id"]).path / run.get("neighbours", "none")
+    for path, told in _before_and_after(plan, root).items():
         if not (path.is_file() and path.with_suffix(".png").is_file()):
             continue
         content = read_json(path, NEIGHBOURS)
@@ -449,13 +494,39 @@ def _neighbours(plan: Mapping[str, Any], root: Path, damaged: Damaged) -> list[d
             [one | tile for one, tile in zip(of_query, row, strict=True)]
             for of_query, row in zip(facts, tiles, strict=True)
         ]
-        if run["stage_id"] not in [one["run"]["stage_id"] for one in found]:
-            found.append({"run": run, "queries": shown})
+        found.append({"told": told, "queries": shown})
+    return found
+
+
+def _before_and_after(plan: Mapping[str, Any], root: Path) -> dict[Path, str]:
+    """The files of neighbours that are shown, and which backbone each is by, in words."""
+    runs = plan["runs"]
+    if not runs:
+        return {}
+    names = [run["arm"] for run in runs]
+    before = [run for run in runs if run["arm"] == "B"] or [r for r in runs if not _steps(r)]
+    last = next((name for name in ("B+S+T", "B+T") if name in names), names[-1])
+    after = [run for run in runs if run["arm"] == last and run["seed"] == runs[0]["seed"]]
+    chosen = before[:1] + sorted(after, key=_steps)[-1:]
+    if not plan["dataset"]:
+        run = chosen[-1]
+        folder = stage_folder(root, run["stage_id"]).path
+        words = "what the training starts from", "after the training"
+        files = run.get("before") or "none", run.get("neighbours", "none")
+        return {folder / file: told for file, told in zip(files, words, strict=True)}
+    found: dict[Path, str] = {}
+    for run in chosen:
+        path = stage_folder(root, run["stage_id"]).path / run.get("neighbours", "none")
+        steps = f"{_steps(run):,} steps" if _steps(run) else "no step"
+        found.setdefault(path, f"{run['arm']}, {steps} on the target")
     return found
 
 
 def _tiles(path: Path, across: int) -> list[list[dict[str, Any]]] | None:
     """The square images of a montage, row by row; None where it is none."""
+    key, stamp = (path, across), _stamp(path)
+    if key in _montages and _montages[key][0] == stamp:
+        return _montages[key][1]
     try:
         picture = Image.fromarray(decode(str(path)))
     except (Unreadable, TypeError):  # TypeError: bands that no picture has
@@ -463,10 +534,12 @@ def _tiles(path: Path, across: int) -> list[list[dict[str, Any]]] | None:
     size = picture.width // across
     if not size or picture.height % size:
         return None
-    return [
+    tiles = [
         [_embedded(picture.crop((x, y, x + size, y + size))) for x in range(0, size * across, size)]
         for y in range(0, picture.height, size)
     ]
+    _montages[key] = stamp, tiles
+    return tiles
 
 
 def _embedded(picture: Image.Image) -> dict[str, Any]:
@@ -486,18 +559,41 @@ def _curves(
 ) -> dict[str, Any] | None:
     if not curves:
         return None
-    return _drawn(figures.draw_curves(curves, label), "", root, f"{study}_{name}")
+    draw = functools.partial(figures.draw_curves, curves, label)
+    return _drawn(draw, "", root, f"{study}_{name}")
 
 
-def _drawn(figure: Figure, text: str, root: Path, name: str) -> dict[str, Any]:
+# While a run goes on the page is made again and again, and few of its pictures change: the path of
+# a figure -> what it was drawn from, what the files were then, and what the page shows; the same of
+# the tiles of a montage.
+_figures: dict[Path, tuple[Any, Any, dict[str, Any]]] = {}
+_montages: dict[tuple[Path, int], tuple[Any, list[list[dict[str, Any]]]]] = {}
+
+
+def _stamp(path: Path) -> Any:
+    """What changes with a file; None where it is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _drawn(draw: functools.partial[Figure], text: str, root: Path, name: str) -> dict[str, Any]:
     """Saves a figure; the page shows its SVG in the page's own colours."""
     path = root / "report" / f"{name}.png"
-    figures.save(figure, path)
-    return {
+    asked, files = (draw.func, draw.args), (path, path.with_suffix(".svg"))
+    last = _figures.get(path)
+    if last is not None and last[0] == asked and last[1] == [*map(_stamp, files)]:
+        return last[2] | {"text": text}
+    figures.save(draw(), path)
+    shown = {
         "svg": _inline(path.with_suffix(".svg").read_text(), name),
         "text": text,
         "file": path.name,
     }
+    _figures[path] = asked, [*map(_stamp, files)], shown
+    return shown
 
 
 def _inline(svg: str, name: str) -> str:

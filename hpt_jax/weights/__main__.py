@@ -74,7 +74,7 @@ def import_weights(asked: argparse.Namespace) -> None:
     for flag in ("width", "channels"):
         if getattr(asked, flag) < 0:
             raise UserError(f"--{flag}", getattr(asked, flag), "at least 1", "Leave it out.")
-    with _new_folder(asked.dst) as folder:
+    with _new_folder(asked.dst) as folder, display.working(f"importing {asked.src}"):
         weights = _restated(load.load(asked.src, "SRC", asked.prefix), asked)
         if asked.channels:
             weights = load.with_channels(weights, asked.channels)
@@ -102,7 +102,7 @@ def export_weights(asked: argparse.Namespace) -> None:
     from hpt_jax.weights import check, export, load, proof, verify
 
     display = Display()
-    with _new_folder(asked.dst) as folder:
+    with _new_folder(asked.dst) as folder, display.working(f"exporting {asked.src}"):
         weights = load.load(asked.src, "CKPT", asked.prefix)
         check.weights(weights, weights.facts, (), "CKPT", asked.src, _instead)
         model, backbone = _filled(weights)

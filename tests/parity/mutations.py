@@ -46,9 +46,9 @@ class Mutation:
 
 
 _UPDATE = "    key_params = momentum_update(state.key_params, params, settings.momentum)\n"
-_NEW_PARAMS = "    params = traverse_util.unflatten_dict({**trained, **frozen})\n    queue"
+_NEW_PARAMS = "    params = traverse_util.unflatten_dict({**trained, **frozen})\n    (queue"
 _POSITIVES = "    positives = lax.dynamic_slice_in_dim(keys, first, rows)\n"
-_GATHER = 'unshuffle(*lax.all_gather((keys, batch["key_slots"]), AXIS, tiled=True))'
+_GATHER = "unshuffle(*gathered[:2])"
 _ENQUEUE = "enqueue(state.queue, state.queue_pointer, state.queue_fill, keys)"
 _DECAY = "optax.add_decayed_weights(self.weight_decay)"
 _TRACE = "optax.trace(self.sgd_momentum)"
@@ -114,7 +114,7 @@ MUTATIONS = (
     Mutation(
         "shuffled keys are not put back in order",
         "moco.py",
-        ((_GATHER, "lax.all_gather(keys, AXIS, tiled=True)"),),
+        ((_GATHER, "gathered[0]"),),
         (_MOCO,),
     ),
     Mutation(
@@ -122,7 +122,7 @@ MUTATIONS = (
         "moco.py",
         (
             (_UPDATE, "    key_params = state.key_params\n"),
-            (_NEW_PARAMS, _NEW_PARAMS.replace("    queue", _UPDATE + "    queue")),
+            (_NEW_PARAMS, _NEW_PARAMS.replace("    (queue", _UPDATE + "    (queue")),
         ),
         (_MOCO,),
     ),

@@ -98,6 +98,7 @@ def _batch(method: ModuleType, batch: scenarios.Batch) -> dict[str, np.ndarray]:
     return {
         "query": batch.query,
         "key": batch.key[batch.permutation],
+        "images": np.arange(len(batch.query), dtype=np.int32),
         "key_slots": batch.permutation.astype(np.int32),
     }
 
@@ -116,9 +117,14 @@ def _named(state: moco.State) -> dict[str, np.ndarray]:
 
 
 def _with_logits(
-    queries: jax.Array, positives: jax.Array, queue: jax.Array, temperature: float
+    queries: jax.Array,
+    positives: jax.Array,
+    queue: jax.Array,
+    temperature: float,
+    own: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`moco.info_nce`, with the logits among its metrics."""
+    assert own is None
     loss, metrics = _INFO_NCE(queries, positives, queue, temperature)
     logits = moco.logits(queries, positives, queue, temperature)
     return loss, {**metrics, "logits": jax.lax.stop_gradient(logits)}

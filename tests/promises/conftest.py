@@ -49,4 +49,5 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends each run once everything is read and checked, where training would begin."""
     monkeypatch.setattr(run, "run_stage", lambda *args: None)
     monkeypatch.setattr(run, "evaluate", lambda *args: None)
+    monkeypatch.setattr(run, "show_neighbours", lambda *args: None)
     monkeypatch.setattr(run, "report", lambda *args: [])

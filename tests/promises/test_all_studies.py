@@ -25,14 +25,14 @@ TINY = {
 }  # fmt: skip
 
 
-class Lines:
+class Lines(Display):
     """A display that keeps its lines."""
 
     def __init__(self):
+        super().__init__()
         self.lines = []
-        self.console, self.progress = Display().console, Display().progress
 
-    def line(self, text):
+    def outcome(self, text):
         self.lines.append(text)
 
 

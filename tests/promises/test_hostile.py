@@ -469,7 +469,7 @@ def test_small_files_damaged_in_other_ways_are_made_again(
 FOLDERS = [
     ("stages/target-*/evaluations/*.json", 2),
     ("stages/target-*/neighbours-*.png", 2),
-    ("report/tiny_training_curves.svg", 2),
+    ("report/tiny_health_*.svg", 2),
     ("stages/target-*/metrics.csv", 0),
 ]
 MORE_FOLDERS = [

@@ -1,0 +1,292 @@
+"""How a stage is doing, in plain words and without labels: pure functions of its curves.
+
+The limits below were set on runs of seven sets of images and on twelve that were broken on purpose,
+and then frozen; docs/health.md tells of both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from hpt_jax import plan
+
+Rows = Sequence[dict[str, float]]
+LEVELS = ("healthy", "watch", "alarm")
+
+# Limits, each far from what healthy runs show.
+COLLAPSED_SPREAD = 0.25  # of embeddings; healthy runs have 0.35 to 1
+STALE_GAP = 0.15  # of `queue_gap` times the temperature; healthy runs have at most 0.06
+TOO_EASY = 0.97  # share of positives that beat all negatives
+ABOVE_CHANCE = 0.5  # nats
+LEARNED = 0.02  # nats below chance
+PATIENCE = 100  # steps with a full queue until the loss is judged
+FLAT_UNIFORMITY = -0.05  # above: all images are alike to the features
+LOST_RANK = 0.4  # share of the rank before training
+OWN_KEYS = 2.0  # of an image among its own negatives
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the curves are judged against.
+
+    Attributes:
+      queue_size: number of negatives.
+      batch_size: global batch, in examples.
+      temperature: of the logits.
+      masked: whether an image's own keys are left out of its negatives.
+      bn_groups: batch-norm groups of the global batch.
+      images: that the stage trains on.
+    """
+
+    queue_size: int
+    batch_size: int
+    temperature: float
+    masked: bool
+    bn_groups: int
+    images: int
+
+    @property
+    def chance(self) -> float:
+        """The loss where all keys are equally near: ln(K + 1)."""
+        return math.log(self.queue_size + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    Attributes:
+      level: 'watch' or 'alarm'.
+      text: what.
+      advice: what to do.
+    """
+
+    level: str
+    text: str
+    advice: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the curves say up to a step.
+
+    Attributes:
+      step: the last that anything is known of.
+      level: the worst of the findings', or 'healthy'.
+      text: in one line.
+      findings: the worst first.
+    """
+
+    step: int
+    level: str
+    text: str
+    findings: tuple[Finding, ...]
+
+
+def facts(stage: plan.Stage, images: int) -> Facts:
+    """What the curves of a stage on so many images are judged against."""
+    config, moco = stage.config, stage.config.moco
+    return Facts(
+        queue_size=moco.queue_size,
+        batch_size=config.batch_size,
+        temperature=moco.temperature,
+        masked=moco.mask_own_keys,
+        bn_groups=config.model.bn_groups,
+        images=images,
+    )
+
+
+def judge(known: Facts, metrics: Rows, measures: Rows) -> Verdict:
+    """The verdict on a stage.
+
+    Args:
+      known: of the stage.
+      metrics: rows of its `metrics.csv`, oldest first.
+      measures: rows of its `measures.csv`, oldest first; of the two at least one has a row.
+    """
+    findings = [check(known, metrics, measures) for check in _CHECKS]
+    found = sorted((one for one in findings if one), key=lambda one: -LEVELS.index(one.level))
+    level = found[0].level if found else LEVELS[0]
+    step = max(int(rows[-1]["step"]) for rows in (metrics, measures) if rows)
+    says = "; ".join(one.text for one in found if one.level == level)
+    text = f"{_summary(known, metrics, measures)}: {level}{f' ({says})' if says else ''}"
+    return Verdict(step, level, text, tuple(found))
+
+
+def history(known: Facts, metrics: Rows, measures: Rows) -> list[Verdict]:
+    """The verdict after each row of measures, oldest first."""
+    return [
+        judge(
+            known,
+            [row for row in metrics if row["step"] <= last["step"]],
+            [row for row in measures if row["step"] <= last["step"]],
+        )
+        for last in measures
+    ]
+
+
+def as_json(known: Facts, metrics: Rows, measures: Rows) -> dict[str, Any]:
+    """The content of `health.json`."""
+    past = history(known, metrics, measures)
+    said = [{"step": one.step, "level": one.level, "text": one.text} for one in past]
+    now = judge(known, metrics, measures)
+    return {
+        "step": now.step,
+        "level": now.level,
+        "text": now.text,
+        "history": said,
+        "recommendation": " ".join(one.advice for one in now.findings),
+    }
+
+
+def _summary(known: Facts, metrics: Rows, measures: Rows) -> str:
+    parts = []
+    if metrics:
+        last = metrics[-1]
+        parts.append("queue full" if last["queue_fill"] == 1 else _filling(last["queue_fill"]))
+        parts.append(f"loss {last['loss']:.2f}, {_against_chance(known, last)}")
+    if len(measures) > 1:
+        parts.append(_features(measures))
+    elif not metrics:
+        parts.append(f"before training: feature rank {measures[0]['rankme']:.0f}")
+    return ", ".join(parts)
+
+
+def _filling(share: float) -> str:
+    return f"queue {100 * share:.0f} % full (until it is, the loss says little)"
+
+
+def _against_chance(known: Facts, row: dict[str, float]) -> str:
+    distance = row["loss"] - known.chance
+    where = "at" if abs(distance) < LEARNED else "below" if distance < 0 else "above"
+    return f"{where} chance ({known.chance:.2f})"
+
+
+def _features(measures: Rows) -> str:
+    first, last = measures[0], measures[-1]
+    change = last["uniformity"] - first["uniformity"]
+    moves = "spreading" if change < -0.02 else "drawing together" if change > 0.02 else "steady"
+    ranks = f"rank {last['rankme']:.0f}, {first['rankme']:.0f} before"
+    return f"features {moves} ({ranks})"
+
+
+def _full(metrics: Rows) -> list[dict[str, float]]:
+    """The rows of intervals that saw nothing but a full queue."""
+    return [row for row in metrics if row["queue_fill"] == 1]
+
+
+def _has_had_time(full: Rows) -> bool:
+    """Whether the queue has been full for long; at first the loss rises, as real keys come in."""
+    return bool(full) and full[-1]["step"] - full[0]["step"] >= PATIENCE
+
+
+def _collapsed(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
+    full = _full(metrics)
+    if not full or full[-1]["embedding_std"] >= COLLAPSED_SPREAD:
+        return None
+    text = f"the embeddings of all images are nearly alike (spread {full[-1]['embedding_std']:.2f}"
+    advice = (
+        "Embeddings collapse where the learning rate or the momentum of the key encoder is far off "
+        "(usual: 0.03 at batch 256, 0.99 to 0.999), or the temperature is (0.07 to 0.2), or all "
+        "images look the same."
+    )
+    return Finding("alarm", f"{text} of 1)", advice)
+
+
+def _queue_unlike(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
+    full = _full(metrics)
+    if not full or full[-1]["queue_gap"] * known.temperature < STALE_GAP:
+        return None
+    gap = full[-1]["queue_gap"]
+    advice = (
+        "Either old keys are from another encoder (raise moco.momentum's distance from 1, lower "
+        "moco.queue_size), or keys of one batch give themselves away (model.bn_groups of at least "
+        "2, shuffled)."
+    )
+    text = f"the queue's keys are {gap:.1f} nats easier to tell apart than fresh ones: it is stale"
+    return Finding("alarm", text, advice)
+
+
+def _queue_empty(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
+    if len(metrics) < 3 or metrics[-1]["queue_fill"] == 1:
+        return None
+    # A row is the mean over its interval, so that it lags behind by up to two of them.
+    since = metrics[-3]["step"]
+    if since * known.batch_size < known.queue_size:
+        return None
+    text = f"the queue is {100 * metrics[-1]['queue_fill']:.0f} % full and should be full by now"
+    return Finding("alarm", text, "Keys do not enter the queue: this is a mistake in the method.")
+
+
+def _above_chance(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
+    full = _full(metrics)
+    if not _has_had_time(full) or full[-1]["loss"] < known.chance + ABOVE_CHANCE:
+        return None
+    text = f"the loss is {full[-1]['loss'] - known.chance:.1f} nats worse than chance"
+    advice = "Lower optimizer.learning_rate, or set optimizer.warmup_steps."
+    return Finding("alarm", text, advice)
+
+
+def _not_learning(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
+    full = _full(metrics)
+    if not _has_had_time(full):
+        return None
+    if min(row["loss"] for row in full[1:]) < known.chance - LEARNED:
+        return None
+    text = f"the loss is no better than chance {PATIENCE} steps after the queue was full"
+    advice = "Look at views.png: can a person tell which two views are of one image?"
+    return Finding("alarm", text, advice)
+
+
+def _too_easy(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
+    full = _full(metrics)
+    if not full or full[-1]["accuracy"] < TOO_EASY:
+        return None
+    text = f"{100 * full[-1]['accuracy']:.0f} % of the images are found among all keys: too easy"
+    advice = "Stronger augmentation or a longer queue leaves something to learn."
+    return Finding("watch", text, advice)
+
+
+def _features_alike(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
+    if len(measures) < 2 or not _full(metrics):
+        return None
+    first, last = measures[0], measures[-1]
+    if last["uniformity"] > FLAT_UNIFORMITY:
+        text = f"all images are alike to the features (uniformity {last['uniformity']:.3f} of 0)"
+    elif last["rankme"] < LOST_RANK * first["rankme"]:
+        text = f"the features' rank fell from {first['rankme']:.0f} to {last['rankme']:.0f}"
+    else:
+        return None
+    advice = "Look at the images: are they different? Else lower optimizer.learning_rate."
+    return Finding("alarm", text, advice)
+
+
+def _one_group(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
+    if known.bn_groups > 1:
+        return None
+    text = "one batch-norm group: a query may know its key by their common statistics"
+    return Finding("watch", text, "Set model.bn_groups to 2 or more.")
+
+
+def _own_keys(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
+    if known.masked or not metrics or metrics[-1]["own_keys"] < OWN_KEYS:
+        return None
+    text = f"each image meets {metrics[-1]['own_keys']:.1f} of its own keys as negatives"
+    advice = "Set moco.mask_own_keys, or a shorter moco.queue_size."
+    return Finding("watch", text, advice)
+
+
+_CHECKS = (
+    _collapsed,
+    _features_alike,
+    _queue_unlike,
+    _queue_empty,
+    _above_chance,
+    _not_learning,
+    _too_easy,
+    _one_group,
+    _own_keys,
+)

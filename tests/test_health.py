@@ -1,0 +1,143 @@
+"""Verdicts: each fault is told from its curve, and healthy curves raise no alarm."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from hpt_jax import health
+
+KNOWN = health.Facts(
+    queue_size=1000, batch_size=100, temperature=0.2, masked=False, bn_groups=4, images=2000
+)
+CHANCE = math.log(1001)
+HEALTHY = dict(
+    loss=CHANCE - 0.5,
+    accuracy=0.05,
+    embedding_std=0.6,
+    queue_fill=1.0,
+    own_keys=0.4,
+    queue_gap=0.1,
+    gradient_norm=1.0,
+)
+FEATURES = dict(rankme=50.0, uniformity=-1.0, alignment=0.5, retrieval=0.02)
+
+
+def metrics(**last: float) -> list[dict[str, float]]:
+    """Rows every 10 steps: the queue is full from the second on; the last row is as given."""
+    rows = [{"step": 10.0 * place, **HEALTHY} for place in range(1, 21)]
+    rows[0]["queue_fill"] = 0.45
+    rows[-1] |= last
+    return rows
+
+
+def measures(**last: float) -> list[dict[str, float]]:
+    rows = [{"step": float(step), **FEATURES} for step in (0, 25, 200)]
+    rows[-1] |= last
+    return rows
+
+
+def level(**changed: Any) -> str:
+    known = dataclasses.replace(KNOWN, **changed.pop("known", {}))
+    given = {"metrics": metrics(), "measures": measures(), **changed}
+    return health.judge(known, given["metrics"], given["measures"]).level
+
+
+def test_a_healthy_run_is_told_in_one_line() -> None:
+    found = health.judge(KNOWN, metrics(), measures(rankme=62, uniformity=-1.3))
+    assert found.level == "healthy"
+    assert found.step == 200
+    assert found.findings == ()
+    assert found.text == (
+        "queue full, loss 6.41, below chance (6.91), features spreading (rank 62, 50 before): "
+        "healthy"
+    )
+
+
+def test_while_the_queue_fills_the_loss_is_not_judged() -> None:
+    rows = metrics()[:1]
+    rows[0] |= {"loss": 20.0, "embedding_std": 0.01, "queue_gap": 9.0, "accuracy": 1.0}
+    found = health.judge(KNOWN, rows, measures()[:1])
+    assert found.level == "healthy"
+    assert "queue 45 % full" in found.text
+    assert "above chance" in found.text
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("embedding_std", 0.24, "alarm"),
+        ("embedding_std", 0.26, "healthy"),
+        ("queue_gap", 0.8, "alarm"),
+        ("queue_gap", 0.7, "healthy"),
+        ("loss", CHANCE + 0.6, "alarm"),
+        ("loss", CHANCE + 0.4, "healthy"),
+        ("accuracy", 0.98, "watch"),
+        ("accuracy", 0.96, "healthy"),
+        ("own_keys", 2.5, "watch"),
+    ],
+)
+def test_each_curve_has_its_limit(column: str, value: float, expected: str) -> None:
+    assert level(metrics=metrics(**{column: value})) == expected
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("uniformity", -0.01, "alarm"),
+        ("rankme", 19.0, "alarm"),
+        ("rankme", 21.0, "healthy"),
+        ("rankme", 500.0, "healthy"),
+    ],
+)
+def test_features_that_become_alike_are_an_alarm(column: str, value: float, expected: str) -> None:
+    assert level(measures=measures(**{column: value})) == expected
+
+
+def test_what_the_features_were_before_training_is_not_judged() -> None:
+    before = [{"step": 0.0, **FEATURES, "uniformity": 0.0, "rankme": 1.0}]
+    assert level(metrics=[], measures=before) == "healthy"
+
+
+def test_a_queue_that_stays_empty_is_an_alarm() -> None:
+    rows = [{"step": 10.0 * place, **HEALTHY, "queue_fill": 0.0} for place in range(1, 5)]
+    assert level(metrics=rows) == "alarm"
+    slow = {"queue_size": 4000}  # for which 40 steps of 100 are just enough
+    assert level(metrics=rows, known=slow) == "healthy"
+
+
+def test_loss_at_chance_is_an_alarm_after_a_while_alone() -> None:
+    rows = metrics()
+    for row in rows:
+        row["loss"] = CHANCE - 0.01
+    assert level(metrics=rows[:11]) == "healthy"
+    assert level(metrics=rows) == "alarm"
+    rows[8]["loss"] = CHANCE - 0.1  # it has been better
+    assert level(metrics=rows) == "healthy"
+
+
+def test_one_batch_norm_group_is_watched_and_masked_keys_are_no_trouble() -> None:
+    assert level(known={"bn_groups": 1}) == "watch"
+    assert level(known={"masked": True}, metrics=metrics(own_keys=9.0)) == "healthy"
+
+
+def test_the_worst_is_told_first_and_advice_on_all() -> None:
+    known = dataclasses.replace(KNOWN, bn_groups=1)
+    found = health.judge(known, metrics(embedding_std=0.1), measures())
+    assert [one.level for one in found.findings] == ["alarm", "watch"]
+    assert found.text.endswith(
+        "alarm (the embeddings of all images are nearly alike (spread 0.10 of 1))"
+    )
+    content = health.as_json(known, metrics(embedding_std=0.1), measures())
+    assert all(one.advice in content["recommendation"] for one in found.findings)
+    assert [one["level"] for one in content["history"]] == ["watch", "watch", "alarm"]
+    assert [one["step"] for one in content["history"]] == [0, 25, 200]
+
+
+def test_a_short_temperature_makes_a_gap_no_larger() -> None:
+    cold = {"temperature": 0.05}
+    assert level(metrics=metrics(queue_gap=2.0), known=cold) == "healthy"
+    assert level(metrics=metrics(queue_gap=4.0), known=cold) == "alarm"
