@@ -208,6 +208,7 @@ def _choose_schedule(chooser: _Chooser, fields: AdaptFields, images: int, batch:
     reason = f"{steps * batch / images:.3g} passes over {images:,} images"
     if not fields.steps and steps in (_LEAST_STEPS, _MOST_STEPS):
         reason += f", the {'fewest' if steps == _LEAST_STEPS else 'most'} that are chosen"
+    chooser.fill("log_every_steps", min(50, max(10, steps // 100)))
     chooser.say("steps", steps, f"{_BY_YOU}: {reason}" if fields.steps else reason)
     rate, reason = Optimizer().learning_rate, "for weights that have learned already"
     if fields.init == "random":

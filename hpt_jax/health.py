@@ -112,7 +112,9 @@ def judge(known: Facts, metrics: Rows, measures: Rows) -> Verdict:
     level = found[0].level if found else LEVELS[0]
     step = max(int(rows[-1]["step"]) for rows in (metrics, measures) if rows)
     says = "; ".join(one.text for one in found if one.level == level)
-    text = f"{_summary(known, metrics, measures)}: {level}{f' ({says})' if says else ''}"
+    summary = _summary(known, metrics, measures)
+    judged = f": {level}{f' ({says})' if says else ''}" if metrics or found else ""
+    text = f"{summary}{judged}"
     return Verdict(step, level, text, tuple(found))
 
 
@@ -151,7 +153,7 @@ def _summary(known: Facts, metrics: Rows, measures: Rows) -> str:
     if len(measures) > 1:
         parts.append(_features(measures))
     elif not metrics:
-        parts.append(f"before training: feature rank {measures[0]['rankme']:.0f}")
+        parts.append(f"before training the features' rank is {measures[0]['rankme']:.0f}")
     return ", ".join(parts)
 
 
