@@ -28,6 +28,8 @@ MODULES: dict[str, tuple[str, ...]] = {
         "data.images",
         "data.packages",
         "data.decode",
+        "data.dicom",
+        "data.survey",
         "augment.policies",
         "augment.views",
     ),
