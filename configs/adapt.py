@@ -6,8 +6,9 @@
 PATH holds images: `<class>/<image>` or `<split>/<class>/<image>` is labelled and is evaluated too;
 anything else is one unlabelled set. CHECKPOINT is a file of another library (docs/weights.md), a
 stage folder of another run (`runs/quickstart/stages/base-...`) or an export; the network is the
-checkpoint's. Steps, image size, batch, queue and learning rate are chosen from the data, printed,
-and can be set.
+checkpoint's. The images are looked at first, and what is found is printed. Steps, image size,
+batch, queue, learning rate and augmentation are chosen from it, printed with their reasons, and can
+be set.
 
 Expected, on RSSCN7 (1,400 + 1,400 aerial images of 7 classes, 64 px) from random weights, one seed:
 437 steps of ResNet-10, linear probe 63.9 % on test against 51.3 % for random features. Wall time
@@ -26,8 +27,8 @@ def get_config() -> ConfigDict:
     config.data = ""  # 'folder:PATH'
     config.init = "random"
 
-    # What is not set here is chosen: steps, image size, batch, queue and rate from the data and
-    # from `init`; the network is the checkpoint's, else one small enough for a laptop. With a GPU:
+    # What is not set here is chosen (hpt_jax/adapt.py): most of it from the data and from `init`;
+    # the network is the checkpoint's, else one small enough for a laptop. With a GPU:
     # --config.model.arch=resnet50 --config.model.width=64.
     config.save_every_minutes = 1.0
     return config

@@ -18,7 +18,7 @@ LEVELS = ("healthy", "watch", "alarm")
 
 # Limits, each far from what healthy runs show.
 COLLAPSED_SPREAD = 0.25  # of embeddings; healthy runs have 0.35 to 1
-STALE_GAP = 0.15  # of `queue_gap` times the temperature; healthy runs have at most 0.06
+STALE_GAP = 0.3  # of `queue_gap` times the temperature; healthy runs have at most 0.2
 TOO_EASY = 0.97  # share of positives that beat all negatives
 ABOVE_CHANCE = 0.5  # nats
 LEARNED = 0.02  # nats below chance

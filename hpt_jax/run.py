@@ -68,7 +68,8 @@ def run(
     """
     display, stop = display or Display(), stop or Stop()
     root = Path(folder).absolute()
-    asked = make_plan(config, overrides, display, root)
+    with display.working("looking at the data"):
+        asked = make_plan(config, overrides, display, root)
     for line in adapt.lines(asked.config.choices):
         display.line(line)
     if asked.config.dry_run:

@@ -49,11 +49,6 @@ def _point(value: Any) -> bool:
     return fits(value, [_number]) and len(value) == 2
 
 
-def _printed(value: Any) -> bool:
-    """What a table can show as it is."""
-    return type(value) in (str, int, float, bool) or fits(value, [_printed])
-
-
 def _level(value: Any) -> bool:
     return value in ("healthy", "watch", "alarm")
 

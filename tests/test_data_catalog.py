@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from hpt_jax.data import catalog
+from hpt_jax.data import catalog, survey
 from hpt_jax.data.datasets import fingerprint_of, inspect, open_dataset, prepare
 from hpt_jax.data.splits import strata, subset
 from hpt_jax.errors import UserError
@@ -268,6 +268,15 @@ def test_the_fingerprint_needs_no_opening_and_follows_config_and_options(prepare
     assert len({*found, None}) == 4
     for name, fingerprint in zip(names, found, strict=True):
         assert open_dataset(f"tfds:{name}", str(prepared)).fingerprint == fingerprint
+
+
+def test_a_set_of_the_catalog_is_surveyed_as_a_folder_is(prepared):
+    dataset = open_dataset("tfds:hpt_tiny/plain", str(prepared))
+    found = survey.survey(dataset)
+    shapes = [dataset.images.read(index).shape for index in range(len(dataset.images))]
+    assert (found.readable, sum(found.classes.values())) == (len(shapes), len(shapes))
+    assert found.heights[::2] == (min(s[0] for s in shapes), max(s[0] for s in shapes))
+    assert found.channels == {str(shapes[0][2]): len(shapes)}
 
 
 def test_what_is_not_prepared_is_absent_not_downloaded(tmp_path):

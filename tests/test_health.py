@@ -71,8 +71,8 @@ def test_while_the_queue_fills_the_loss_is_not_judged() -> None:
     [
         ("embedding_std", 0.24, "alarm"),
         ("embedding_std", 0.26, "healthy"),
-        ("queue_gap", 0.8, "alarm"),
-        ("queue_gap", 0.7, "healthy"),
+        ("queue_gap", 1.6, "alarm"),
+        ("queue_gap", 1.4, "healthy"),
         ("loss", CHANCE + 0.6, "alarm"),
         ("loss", CHANCE + 0.4, "healthy"),
         ("accuracy", 0.98, "watch"),
@@ -139,5 +139,5 @@ def test_the_worst_is_told_first_and_advice_on_all() -> None:
 
 def test_a_short_temperature_makes_a_gap_no_larger() -> None:
     cold = {"temperature": 0.05}
-    assert level(metrics=metrics(queue_gap=2.0), known=cold) == "healthy"
-    assert level(metrics=metrics(queue_gap=4.0), known=cold) == "alarm"
+    assert level(metrics=metrics(queue_gap=5.0), known=cold) == "healthy"
+    assert level(metrics=metrics(queue_gap=7.0), known=cold) == "alarm"

@@ -89,7 +89,7 @@ def test_views_are_those_of_the_train_step(resident: bool, monkeypatch: pytest.M
         planned = moco.plan_batch(settings, stage.seed, step, rows, data.store.sizes[rows])
         (batch,) = data.feed.batches(lambda _: planned, range(1), SIZE)  # noqa: B023
         batch = {name: data.feed.devices.gather(part) for name, part in batch.items()}
-        state = moco.State(step, rng, *[None] * 8)
+        state = moco.State(step, rng, *[None] * (len(dataclasses.fields(moco.State)) - 2))
         state = state.replace(backbone=pictures_backbone())
         query = moco._prepare(settings, state, batch["query"], np.arange(BATCH), moco.QUERY)
         key = moco._prepare(settings, state, batch["key"], batch["key_slots"], moco.KEY)

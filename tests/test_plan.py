@@ -405,7 +405,7 @@ class Lines(Display):
         super().__init__()
         self.lines = []
 
-    def line(self, text):
+    def outcome(self, text):
         self.lines.append(text)
 
 

@@ -316,13 +316,13 @@ def test_choices_stand_with_their_reasons_as_text(tmp_path: Path) -> None:
     plan = write_workdir(tmp_path, seeds=(0,))
     assert "chosen, and why" not in read_page(tmp_path).words
     plan["choices"] = [
-        {"field": "batch_size", "value": 64, "reason": f"1,234 images {EVIL}"},
-        {"field": "augment.crop_scale", "value": [0.2, 1.0], "reason": "no more than half"},
+        {"field": "batch_size", "value": "64", "reason": f"1,234 images {EVIL}"},
+        {"field": "augment.crop_scale", "value": "(0.2, 1.0)", "reason": "no more than half"},
     ]
     (tmp_path / "plans/digits.json").write_text(json.dumps(plan))
     made = read_page(tmp_path)
     assert f"batch_size 64 1,234 images {EVIL}" in made.words
-    assert "augment.crop_scale [0.2, 1.0] no more than half" in made.words
+    assert "augment.crop_scale (0.2, 1.0) no more than half" in made.words
     assert "script" not in {tag for tag, _ in made.elements}
 
 

@@ -12,6 +12,7 @@ from hpt_jax import resolve as resolve_lib
 from hpt_jax.config import ANALYSES, labels_of
 from hpt_jax.errors import UserError
 from hpt_jax.paper import TRIPLES
+from hpt_jax.telemetry.display import Display
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "studies"
 FACTS = {
@@ -53,8 +54,8 @@ def test_each_analysis_has_a_config_named_after_it():
 def test_every_triple_dry_runs_at_both_scales(analysis, triple, scale, tmp_path):
     lines = []
 
-    class Lines:
-        line = staticmethod(lines.append)
+    class Lines(Display):
+        outcome = staticmethod(lines.append)
 
     config = config_lib.load(str(CONFIGS / f"{analysis}.py"))
     overrides = [("triple", triple), ("scale", scale), ("dry_run", "True"), ("data_dir", "nowhere")]

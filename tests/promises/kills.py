@@ -156,9 +156,11 @@ def child(path: Path, flags: Sequence[str]) -> int:
     progress = Display.progress
 
     @contextlib.contextmanager
-    def recorded_progress(self: Display, name: str, total: int, start: int = 0) -> Iterator[Any]:
+    def recorded_progress(
+        self: Display, name: str, total: int, start: int = 0, first: str = ""
+    ) -> Iterator[Any]:
         record.set(place=(name, start))
-        with progress(self, name, total, start) as update:
+        with progress(self, name, total, start, first) as update:
 
             def updated(done: int, note: str) -> None:
                 record.set(place=(name, done))

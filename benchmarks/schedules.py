@@ -1,0 +1,98 @@
+"""The schedule 'anytime' against separate cosine runs: accuracy, and steps taken.
+
+    python benchmarks/schedules.py --data_dir DATA --out DIR [SET ...]
+
+Of each set, from random weights and from a base, three seeds, the same budgets under both
+schedules; the linear probe and nearest neighbours on test images. Prints two tables in Markdown,
+which docs/anytime.md holds. The same command continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from broken_runs import RATES, SETS, base, make_config
+from ml_collections import ConfigDict
+
+from hpt_jax import run
+from hpt_jax.report.claims import Claim, Results
+from hpt_jax.report.tables import ResultRow, points
+from hpt_jax.telemetry.display import Display
+from hpt_jax.workdir import stage_folder
+
+BUDGETS = (50, 100, 200, 400)
+SEEDS = (0, 1, 2)
+SCHEDULES = ("cosine", "anytime")
+STARTS = {"random": "T", "base": "B+T"}
+
+
+def study(place: str, data_dir: str, out: Path) -> ConfigDict:
+    """All budgets of one set under both schedules."""
+    config = make_config(SETS[place], "random", data_dir, out)
+    config.name = place.replace(" ", "_").replace("'", "")
+    config.seeds = SEEDS
+    config.target = SETS[place]
+    config.stages.base = dict(init=str(base(data_dir, out)), trainable="nothing")
+    del config.stages["target"], config.arms["T"]
+    for start, arm in STARTS.items():
+        for schedule in SCHEDULES:
+            name = f"{start}_{schedule}"
+            optimizer = dict(schedule=schedule, learning_rate=RATES[start])
+            config.stages[name] = dict(dataset=SETS[place], steps=BUDGETS, optimizer=optimizer)
+            before = ("base",) if start == "base" else ()
+            config.arms[f"{arm}@{schedule}"] = (*before, name)
+    return config
+
+
+def differences(rows: list[ResultRow], place: str) -> list[str]:
+    """Anytime less cosine at each budget, seed by seed."""
+    lines = []
+    for evaluation in ("linear", "knn"):
+        results = Results(rows, evaluation)
+        for arm in STARTS.values():
+            cells = []
+            for steps in BUDGETS:
+                places = [((f"{arm}@{schedule}", steps),) for schedule in reversed(SCHEDULES)]
+                found = results.verdict(Claim("", *places))
+                low, high = found.interval or (0.0, 0.0)
+                cells.append(f"{points(found.mean)} ({points(low)} to {points(high)})")
+            lines.append(f"| {place} | {arm} | {evaluation} | {' | '.join(cells)} |")
+    return lines
+
+
+def steps_taken(config: ConfigDict, workdir: Path) -> dict[str, int]:
+    """Schedule -> the steps that all its stages took."""
+    taken = dict.fromkeys(SCHEDULES, 0)
+    for stage in run.make_plan(config).stages:
+        if stage.trains:
+            done = json.loads(stage_folder(workdir, stage.id).done.read_text())
+            taken[stage.config.optimizer.schedule] += done["steps_timed"]
+    return taken
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("sets", nargs="*", default=["sketch", "aerial", "x-ray"])
+    arguments = parser.parse_args()
+    heads = " | ".join(f"{steps} steps" for steps in BUDGETS)
+    print(f"| images | arm | evaluation | {heads} |\n|---|---|---|{'---|' * len(BUDGETS)}")
+    counted = []
+    for place in arguments.sets:
+        config = study(place, arguments.data_dir, arguments.out)
+        workdir = arguments.out / "schedules"
+        rows = run.run(config, workdir, display=Display(quiet=True))
+        mine = [row for row in rows if row.study == config.name]
+        print("\n".join(differences(mine, place)), flush=True)
+        counted.append((place, steps_taken(config, workdir)))
+    print("\n| images | steps, cosine | steps, anytime |\n|---|---|---|")
+    for place, taken in counted:
+        print(f"| {place} | {taken['cosine']:,} | {taken['anytime']:,} |")
+
+
+if __name__ == "__main__":
+    main()
