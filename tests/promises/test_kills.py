@@ -27,7 +27,8 @@ def test_a_run_that_is_killed_in_each_phase_equals_an_undisturbed_one(
     got = kill_until(harness, ["resident"], PHASES, kills=len(PHASES), least=1)
     print(harness.table())
     # What was compared holds every kind of result, and a changed bit is seen.
-    for kind in ("metrics.csv", "results.csv", "knn", "neighbours", "queue", "export", "trace"):
+    kinds = ("metrics.csv", "measures.csv", "health", "results.csv", "knn", "neighbours", "queue")
+    for kind in (*kinds, "export", "trace"):
         name = next(name for name in got if kind in name)
         changed = got[name][:-1] + bytes([got[name][-1] ^ 1])
         assert differences(got, {**got, name: changed}) == [name]
