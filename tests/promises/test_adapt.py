@@ -291,9 +291,9 @@ def test_real_sets_are_told_in_a_few_lines(tmp_path, capsys):
         pytest.skip("they are not there")
     for folder in sets:
         assert adapt(folder, tmp_path / "w", "dry_run=True", defaults=()) == 0
-        told = capsys.readouterr().out.splitlines()
-        assert "looked at 64 of the" in told[0]
-        assert len(told) < 30
+        told = capsys.readouterr().out
+        assert "looked at 64 of the" in told
+        assert len(told.splitlines()) < 32
 
 
 # DICOM
