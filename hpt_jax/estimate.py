@@ -97,7 +97,7 @@ def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, dict[str, floa
     for stage in asked.stages:
         folder = stage_folder(workdir, stage.id)
         if not folder.is_done:
-            todo += stage_flops(stage)
+            todo += stage_flops(stage) * (1 - _shared_steps(stage, asked) / max(stage.steps, 1))
         elif stage.trains:
             done = read_json(folder.done, DONE)
             done_flops += stage_flops(stage) * done["steps_timed"] / stage.steps
@@ -113,6 +113,12 @@ def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, dict[str, floa
         cores = os.cpu_count() or 1
         rate, source = GUESSED_FLOPS_PER_CORE * cores, f"a guess for {cores} CPU cores"
     return todo / rate, {name: flops / rate for name, flops in evaluations.items()}, rate, source
+
+
+def _shared_steps(stage: plan.Stage, asked: plan.Plan) -> int:
+    """The steps that a stage has from a shorter one of its trunk."""
+    of_trunk = [one for one in asked.stages if stage.trunk and one.trunk == stage.trunk]
+    return max((one.branch_step for one in of_trunk if one.steps < stage.steps), default=0)
 
 
 def time_left(asked: plan.Plan, workdir: Path) -> str:

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import config_dict
 from support import saved, steps_in, tiny_config
 
-from hpt_jax import branch, plan, pretrain, run
+from hpt_jax import branch, estimate, plan, pretrain, run
 from hpt_jax.workdir import StageFolder, stage_folder
 
 
@@ -151,3 +151,11 @@ def test_the_rate_begins_to_fall_at_the_last_share_of_the_steps(
     config.arms.T = ("target",)
     (stage,) = run.make_plan(config).stages
     assert stage.branch_step == plan.branch_step(stage.config.optimizer, steps) == expected
+
+
+def test_the_estimate_counts_shared_steps_once(images: Path, tmp_path: Path) -> None:
+    config = anytime(images, 4, 8, 12)
+    together = estimate.seconds_left(run.make_plan(config), tmp_path)[0]
+    config.optimizer.schedule = "cosine"
+    separate = estimate.seconds_left(run.make_plan(config), tmp_path)[0]
+    assert together / separate == pytest.approx((4 + 8 - 3 + 12 - 6) / (4 + 8 + 12))
