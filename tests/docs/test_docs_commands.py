@@ -121,7 +121,7 @@ def sandbox(tmp_path, photos, checkpoint):
         "PATH": str(photos / "mine"), "DIR": str(photos), "PHOTOS": str(photos / "photos"),
         "FIELD": str(photos / "field"), "MINE": str(photos / "mine"),
         "CHECKPOINT": str(checkpoint), "FILE": str(checkpoint), "SRC": str(checkpoint),
-        "DST": "runs/converted", "NAME": "separability", "FORMAT": "safetensors",
+        "DST": "runs/imported", "OUT": "runs/exported", "NAME": "separability", "FORMAT": "safetensors",
     }  # fmt: skip
 
     def make(dry):
