@@ -121,7 +121,8 @@ def sandbox(tmp_path, photos, checkpoint):
         "PATH": str(photos / "mine"), "DIR": str(photos), "PHOTOS": str(photos / "photos"),
         "FIELD": str(photos / "field"), "MINE": str(photos / "mine"),
         "CHECKPOINT": str(checkpoint), "FILE": str(checkpoint), "SRC": str(checkpoint),
-        "DST": "runs/converted", "NAME": "separability", "FORMAT": "safetensors",
+        "DST": "runs/imported", "OUT": "runs/exported", "FORMAT": "safetensors",
+        "NAME": "separability",
     }  # fmt: skip
 
     def make(dry):
