@@ -122,9 +122,10 @@ class Checkpoints:
             if fault is None:
                 return step, restore(self.folder, step, like)
             self._set_aside(step)
-            line(f"{path}: damaged ({fault}), kept as {self._aside(step).name} and not used")
+            aside = self._aside(step).name
+            line(f"note: {path}: damaged ({fault}), kept as {aside} and not used")
         if steps:
-            line(f"{self.folder}: no whole checkpoint is left, so the stage begins anew")
+            line(f"note: {self.folder}: no whole checkpoint is left, so the stage begins anew")
         return None
 
     def _aside(self, step: int) -> Path:

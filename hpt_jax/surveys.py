@@ -12,11 +12,6 @@ from hpt_jax.data.images import Dataset
 from hpt_jax.telemetry.display import Display
 
 
-def folder_of(root: Path) -> Path:
-    """Where the surveys of a workdir are."""
-    return root / "surveys"
-
-
 def facts_of(
     name: str, data_dir: str, root: Path, display: Display, dry_run: bool
 ) -> Mapping[str, Any] | None:
@@ -39,7 +34,7 @@ def facts_of(
         display.line(f"note: {name} is not there; what is chosen here is for 1,000 photographs")
         return None
     dataset = datasets.open_dataset(name, data_dir)
-    found = survey.load(folder_of(root), dataset)
+    found = survey.load(workdir.surveys_folder(root), dataset.name, dataset.fingerprint)
     if found is None:
         found = _sample(dataset) if dry_run else _survey(dataset, root, display)
     for line in survey.lines(found):
@@ -56,5 +51,5 @@ def _survey(dataset: Dataset, root: Path, display: Display) -> survey.Survey:
     total = min(len(dataset.images), survey.MOST)
     with display.progress(f"looking at {dataset.name}", total) as update:
         found = survey.survey(dataset, lambda done: update(done, ""))
-    survey.save(found, folder_of(root))
+    survey.save(found, workdir.surveys_folder(root))
     return found

@@ -85,6 +85,11 @@ def stage_folder(workdir: Path, stage_id: str) -> StageFolder:
     return StageFolder(workdir / "stages" / stage_id)
 
 
+def surveys_folder(workdir: Path) -> Path:
+    """Where it is kept what was found in the datasets that were looked at."""
+    return workdir / "surveys"
+
+
 def check_root(folder: str | Path) -> None:
     """Checks that a workdir can be written, or be made; makes nothing.
 

@@ -186,13 +186,19 @@ def save(found: Survey, folder: Path) -> None:
     write_json(path_of(folder, found.fingerprint), dataclasses.asdict(found))
 
 
-def load(folder: Path, dataset: Dataset) -> Survey | None:
-    """What `save` kept of this dataset; None where there is nothing, or it is damaged."""
-    content = read_json(path_of(folder, dataset.fingerprint), SURVEY)
-    if content is None or content["fingerprint"] != dataset.fingerprint:
+def load(folder: Path, name: str, fingerprint: str) -> Survey | None:
+    """What `save` kept of a dataset; None where there is nothing, or it is damaged.
+
+    Args:
+      folder: a workdir's folder of surveys.
+      name: of the dataset, as it is called now: one folder may be named in many ways.
+      fingerprint: of the dataset.
+    """
+    content = read_json(path_of(folder, fingerprint), SURVEY)
+    if content is None or content["fingerprint"] != fingerprint:
         return None
     values = {field.name: _frozen(content[field.name]) for field in dataclasses.fields(Survey)}
-    return Survey(**values | {"dataset": dataset.name})  # one folder may be named in many ways
+    return Survey(**values | {"dataset": name})
 
 
 def facts(found: Survey) -> dict[str, object]:
@@ -218,14 +224,15 @@ def lines(found: Survey) -> list[str]:
     """A survey in words, for a terminal."""
     part = "all" if found.looked_at == found.images else f"{found.looked_at:,} of the"
     told = [f"{found.dataset}: looked at {part} {found.images:,} images"]
-    told += [f"  {name:<12}{text}" for name, text in _rows(found)]
+    told += [f"  {name:<12}{text}" for name, text in rows(found)]
     if found.all_alike:
         told.append("note: all images are the same one: there is nothing to learn from them")
     return told
 
 
-def _rows(found: Survey) -> list[tuple[str, str]]:
-    rows = [("images", _images(found)), ("sizes", _sizes(found)), ("pixels", _pixels(found))]
+def rows(found: Survey) -> list[tuple[str, str]]:
+    """A survey as (name, text) pairs; what there is nothing of is left out."""
+    told = [("images", _images(found)), ("sizes", _sizes(found)), ("pixels", _pixels(found))]
 
     def short(path: str) -> str:
         """A file's path below the folder that the dataset's name tells."""
@@ -237,14 +244,14 @@ def _rows(found: Survey) -> list[tuple[str, str]]:
     if found.copies:
         pairs = [f"{short(one)} = {short(other)}" for one, other in found.copies_named]
         leaks = f" ({found.copies_in_test:,} of test in train)" if found.copies_in_test else ""
-        rows.append(("duplicates", f"{found.copies:,}{leaks}: {named(found.copies, pairs)}"))
+        told.append(("duplicates", f"{found.copies:,}{leaks}: {named(found.copies, pairs)}"))
     if found.blank:
         names = [short(path) for path in found.blank_named]
-        rows.append(("one colour", f"{found.blank:,}: {named(found.blank, names)}"))
+        told.append(("one colour", f"{found.blank:,}: {named(found.blank, names)}"))
     if found.unreadable:
         names = [f"{short(path)}: {reason}" for path, reason in found.unreadable_named]
-        rows.append(("unreadable", f"{found.unreadable:,}: {named(found.unreadable, names)}"))
-    return rows
+        told.append(("unreadable", f"{found.unreadable:,}: {named(found.unreadable, names)}"))
+    return told
 
 
 def _images(found: Survey) -> str:
@@ -252,7 +259,8 @@ def _images(found: Survey) -> str:
     parts = ", ".join(f"{found.splits[split]:,} {split}" for split in splits)
     cut = f" ({' and '.join(found.cut)} cut from train)" if found.cut else ""
     if not found.classes:
-        return "without labels" if splits == ["train"] else f"{parts}, without labels"
+        count = f"{found.splits['train']:,}" if splits == ["train"] else parts
+        return f"{count}, without labels"
     counts = sorted((count, name) for name, count in found.classes.items())
     (fewest, rarest), (most, commonest) = counts[0], counts[-1]
     sizes = f"{most:,} each"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from hpt_jax.augment.policies import ROBUSTNESS
+from hpt_jax.data import survey
 from hpt_jax.data.decode import decode
 from hpt_jax.data.images import Unreadable
 from hpt_jax.errors import UserError
@@ -36,7 +37,7 @@ from hpt_jax.report.tables import (
 )
 from hpt_jax.shapes import DONE, EVALUATION, LINEAGE, NEIGHBOURS
 from hpt_jax.telemetry.writers import read_metrics
-from hpt_jax.workdir import read_json, stage_folder, whole
+from hpt_jax.workdir import read_json, stage_folder, surveys_folder, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -229,6 +230,7 @@ def _study(
         "graph": graph.layout(
             (run["arm"], [_fact(one, stages) for one in run["chain"]]) for run in plan["runs"]
         ),
+        "surveys": _surveys(mine.values(), root),
         "choices": plan.get("choices", []),
         "command": command(plan),
         "stages": list(mine.values()),
@@ -449,6 +451,21 @@ def _datasets(stages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if data["pretrained_on"] > known["pretrained_on"]:
             known |= data | numbers
     return list(found.values())
+
+
+def _surveys(
+    stages: Iterable[Mapping[str, Any]], root: Path
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What was found in each dataset that was looked at: its name, and (what, text) pairs."""
+    data = [stage["dataset"] for stage in stages if stage["dataset"]]
+    named = {one["fingerprint"]: one["name"] for one in data}
+    folder = surveys_folder(root)
+    found = (
+        survey.load(folder, name, fingerprint)
+        for fingerprint, name in named.items()
+        if re.fullmatch("[0-9a-f]+", fingerprint)  # it is a file's name, and may be a stranger's
+    )
+    return [(one.dataset, survey.rows(one)) for one in found if one]
 
 
 def _versions(stages: Iterable[Mapping[str, Any]]) -> dict[str, str]:

@@ -282,7 +282,8 @@ def test_images_are_looked_at_once_and_a_dry_run_writes_nothing(tmp_path, capsys
     assert adapt(folder, tmp_path / "w", "dry_run=True") == 0
     monkeypatch.undo()
     kept.write_text(kept.read_text()[:50])  # damaged: made again
-    assert survey.load(kept.parent, open_dataset(f"folder:{folder}")) is None
+    now = open_dataset(f"folder:{folder}")
+    assert survey.load(kept.parent, now.name, now.fingerprint) is None
 
 
 def test_real_sets_are_told_in_a_few_lines(tmp_path, capsys):
