@@ -1,7 +1,6 @@
 """How a stage is doing, in plain words and without labels: pure functions of its curves.
 
-The limits below were set on runs of seven sets of images and on twelve that were broken on purpose,
-and then frozen; docs/health.md tells of both.
+docs/health.md says what each number means; `benchmarks/broken_runs.py` shows what the limits see.
 """
 
 from __future__ import annotations
