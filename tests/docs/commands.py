@@ -166,6 +166,8 @@ class Sandbox:
             )
             program.chmod(0o755)
         environment = os.environ | {
+            # The tests compile fast; a command that trains more than a toy has to run fast.
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
             "PATH": f"{log.parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join([str(self.folder), str(ROOT)]),
             "XLA_FLAGS": "",  # one device, as a reader's laptop has
