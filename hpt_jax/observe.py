@@ -176,7 +176,9 @@ class Observer:
         self._metrics.events.write_image(step, name, picture)
 
     def _judge(self, step: int, tell: bool = False) -> None:
-        known = self._facts, self._metrics.rows, self._measures.rows
+        # The verdict on losses is MoCo's; of another method the features alone are judged.
+        of_moco = "queue_fill" in self._training.method.METRICS
+        known = self._facts, self._metrics.rows if of_moco else [], self._measures.rows
         found = health.judge(*known)
         write_json(self._folder.health, health.as_json(*known))
         if tell or found.level != self._level:
