@@ -86,7 +86,7 @@ def test_two_processes_put_the_same_rows_on_the_devices_as_one(
     run_processes(1, tmp_path, pipeline, "one")
     read = run_processes(2, tmp_path, pipeline, "two")
     expected = sorted(tmp_path.glob("one-*.npy"))
-    assert len(expected) == 3 * 3 * 4  # steps, parts of a batch, devices
+    assert len(expected) == 3 * 4 * 4  # steps, parts of a batch, devices
     for file in expected:
         found = np.load(file.with_name(file.name.replace("one-", "two-")))
         np.testing.assert_array_equal(found, np.load(file), err_msg=file.name)
