@@ -129,18 +129,22 @@ def history(known: Facts, metrics: Rows, measures: Rows) -> list[Verdict]:
     ]
 
 
-def as_json(known: Facts, metrics: Rows, measures: Rows) -> dict[str, Any]:
-    """The content of `health.json`."""
-    past = history(known, metrics, measures)
-    said = [{"step": one.step, "level": one.level, "text": one.text} for one in past]
-    now = judge(known, metrics, measures)
+def as_json(now: Verdict, past: Sequence[Verdict]) -> dict[str, Any]:
+    """The content of `health.json`.
+
+    Args:
+      now: the verdict.
+      past: those before it, as `history` gives them.
+    """
     return {
-        "step": now.step,
-        "level": now.level,
-        "text": now.text,
-        "history": said,
+        **_said(now),
+        "history": [_said(one) for one in past],
         "recommendation": " ".join(one.advice for one in now.findings),
     }
+
+
+def _said(one: Verdict) -> dict[str, Any]:
+    return {"step": one.step, "level": one.level, "text": one.text}
 
 
 def _summary(known: Facts, metrics: Rows, measures: Rows) -> str:

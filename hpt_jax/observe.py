@@ -180,7 +180,7 @@ class Observer:
         of_moco = "queue_fill" in self._training.method.METRICS
         known = self._facts, self._metrics.rows if of_moco else [], self._measures.rows
         found = health.judge(*known)
-        write_json(self._folder.health, health.as_json(*known))
+        write_json(self._folder.health, health.as_json(found, health.history(*known)))
         if tell or found.level != self._level:
             mark = "alarm: " if found.level == "alarm" else ""
             self._line(f"{mark}{self._training.stage.id}: step {step}: {found.text}")

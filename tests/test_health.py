@@ -131,7 +131,8 @@ def test_the_worst_is_told_first_and_advice_on_all() -> None:
     assert found.text.endswith(
         "alarm (the embeddings of all images are nearly alike (spread 0.10 of 1))"
     )
-    content = health.as_json(known, metrics(embedding_std=0.1), measures())
+    past = health.history(known, metrics(embedding_std=0.1), measures())
+    content = health.as_json(found, past)
     assert all(one.advice in content["recommendation"] for one in found.findings)
     assert [one["level"] for one in content["history"]] == ["watch", "watch", "alarm"]
     assert [one["step"] for one in content["history"]] == [0, 25, 200]

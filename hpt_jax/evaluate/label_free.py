@@ -47,7 +47,8 @@ def uniformity(features: np.ndarray) -> float:
     """
     if len(features) < 2:
         return 0.0
-    cosines = unit(features) @ unit(features).T
+    features = unit(features)
+    cosines = features @ features.T
     upper = np.triu_indices(len(features), 1)
     return float(np.log(np.mean(np.exp(-2 * (2 - 2 * cosines[upper])))))
 
