@@ -27,27 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
+from small_runs import RATES, SETS, base, make_config, trained
 
 from hpt_jax import health, moco, run, training
 from hpt_jax.augment import photometric
-from hpt_jax.config import default_config
 from hpt_jax.data import order
 from hpt_jax.errors import UserError
-from hpt_jax.telemetry.display import Display
 from hpt_jax.telemetry.writers import read_metrics
-from hpt_jax.workdir import StageFolder, stage_folder
-
-SETS = {
-    "aerial": "folder:rsscn7_64",
-    "large aerial": "folder:aid_64",
-    "sketch": "folder:pacs_sketch_64",
-    "cartoon": "folder:pacs_cartoon_64",
-    "x-ray": "folder:cxr_adult_64",
-    "children's x-ray": "folder:pneumoniamnist_28",
-    "photographs": "folder:tinyimagenet_64_20k",
-}
-STEPS, LOG_EVERY = 200, 10
-RATES = {"random": 0.06, "base": 0.03}
+from hpt_jax.workdir import stage_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,38 +138,6 @@ LATER = {
 }
 
 
-def make_config(dataset: str, start: str, data_dir: str, out: Path) -> ConfigDict:
-    """A healthy training; `start` is 'random' or 'base', which is trained where it is not yet."""
-    config = default_config()
-    config.name = "broken"
-    config.data_dir = data_dir
-    config.model.update(arch="resnet10", width=16, stem="small", stem_stride=2)
-    config.update(batch_size=128, image_size=32, log_every_steps=LOG_EVERY)
-    config.moco.update(queue_size=1024, momentum=0.99)
-    config.input.channels = 3
-    config.optimizer.learning_rate = RATES[start]
-    config.stages.target = dict(dataset=dataset, steps=STEPS)
-    config.arms.T = ("target",)
-    if start == "base":
-        config.stages.base = dict(init=str(base(data_dir, out)), trainable="nothing")
-        config.arms.T = ("base", "target")
-    return config
-
-
-def base(data_dir: str, out: Path) -> Path:
-    """The folder of a base of 1,000 steps on photographs."""
-    config = make_config(SETS["photographs"], "random", data_dir, out)
-    config.stages.target.steps = 1000
-    config.moco.queue_size = 4096
-    return _trained(config, out / "base").path
-
-
-def _trained(config: ConfigDict, workdir: Path) -> StageFolder:
-    run.run(config, workdir, display=Display(quiet=True))
-    (one,) = run.make_plan(config).runs
-    return stage_folder(workdir, one.stage.id)
-
-
 def write_images(folder: Path, kind: str) -> None:
     """1,200 images, all of one grey or all the same picture."""
     pixels = np.full((64, 64, 3), 128, np.uint8)
@@ -221,7 +176,7 @@ def run_case(name: str, data_dir: str, out: Path) -> None:
         if broken.patch:
             stack.enter_context(mock.patch.object(*broken.patch))
         try:
-            _trained(config, workdir)
+            trained(config, workdir)
         except UserError as error:
             ended = str(error).partition("\n")[0]
     (one,) = run.make_plan(config).runs

@@ -3,26 +3,23 @@
     python benchmarks/queues.py --data_dir DATA --out DIR [SET ...]
 
 Of each set 500 of its images are pretrained on, 300 steps from a base, three seeds, by queues of a
-quarter to 32 times as many keys, with and without the mask; the linear probe and nearest neighbours
+quarter to 16 times as many keys, with and without the mask; the linear probe and nearest neighbours
 on all test images. Prints a table in Markdown, which docs/small-sets.md holds. The same command
 continues.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from broken_runs import RATES, SETS, base, make_config
 from ml_collections import ConfigDict
+from small_runs import RATES, SETS, arguments, make_study, results
 
-from hpt_jax import run
 from hpt_jax.report.claims import Claim, Results
 from hpt_jax.report.tables import ResultRow, points, spread, summarize
-from hpt_jax.telemetry.display import Display
 
 IMAGES, STEPS, SEEDS = 500, 300, (0, 1, 2)
-QUEUES = (128, 256, 512, 1024, 2048, 16384)
+QUEUES = (128, 512, 2048, 8192)
 ALIKE = 512  # about one key an image: what the others are compared with
 
 
@@ -33,14 +30,9 @@ def name_of(queue: int, masked: bool) -> str:
 
 def study(place: str, data_dir: str, out: Path) -> ConfigDict:
     """All queues on one set."""
-    config = make_config(SETS[place], "random", data_dir, out)
-    config.name = place.replace(" ", "_").replace("'", "")
-    config.seeds = SEEDS
-    config.target = SETS[place]
+    config = make_study(place, SEEDS, data_dir, out)
     config.optimizer.learning_rate = RATES["base"]
-    config.stages.base = dict(init=str(base(data_dir, out)), trainable="nothing")
     config.stages.statistics = dict(dataset=SETS[place], trainable="statistics", subset=IMAGES)
-    del config.stages["target"], config.arms["T"]
     config.arms["B"] = ("base", "statistics")
     for queue in QUEUES:
         for masked in (False, True):
@@ -58,10 +50,10 @@ def lines(rows: list[ResultRow], place: str) -> list[str]:
     for evaluation in ("linear", "knn"):
         mine = [row for row in rows if row.evaluation == evaluation]
         test = {one.arm: one for one in summarize(mine)}
-        results = Results(rows, evaluation)
+        of_seeds = Results(rows, evaluation)
 
-        def less(one: str, other: str, results: Results = results) -> str:
-            verdict = results.verdict(Claim("", ((one, STEPS),), ((other, STEPS),)))
+        def less(one: str, other: str, of_seeds: Results = of_seeds) -> str:
+            verdict = of_seeds.verdict(Claim("", ((one, STEPS),), ((other, STEPS),)))
             low, high = verdict.interval or (0.0, 0.0)
             return f"{points(verdict.mean)} ({points(low)} to {points(high)})"
 
@@ -78,18 +70,13 @@ def lines(rows: list[ResultRow], place: str) -> list[str]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("sets", nargs="*", default=["sketch", "aerial", "x-ray"])
-    arguments = parser.parse_args()
+    asked = arguments(__doc__, ["sketch", "aerial"])
     print(f"| images | evaluation | queue | plain | less {ALIKE:,} | masked | masked less plain |")
     print("|---|---|---|---|---|---|---|")
-    for place in arguments.sets:
-        config = study(place, arguments.data_dir, arguments.out)
-        rows = run.run(config, arguments.out / "queues", display=Display(quiet=True))
-        mine = [row for row in rows if row.study == config.name]
-        print("\n".join(lines(mine, place)), flush=True)
+    for place in asked.sets:
+        config = study(place, asked.data_dir, asked.out)
+        rows = results(config, asked.out / "queues")
+        print("\n".join(lines(rows, place)), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,16 @@ which docs/anytime.md holds. The same command continues.
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from broken_runs import RATES, SETS, base, make_config
 from ml_collections import ConfigDict
+from small_runs import RATES, SETS, arguments, make_study, results
 
 from hpt_jax import run
 from hpt_jax.report.claims import Claim, Results
 from hpt_jax.report.tables import ResultRow, points
-from hpt_jax.telemetry.display import Display
 from hpt_jax.workdir import stage_folder
 
 BUDGETS = (50, 100, 200, 400)
@@ -28,19 +27,23 @@ SCHEDULES = ("cosine", "anytime")
 STARTS = {"random": "T", "base": "B+T"}
 
 
-def study(place: str, data_dir: str, out: Path) -> ConfigDict:
-    """All budgets of one set under both schedules."""
-    config = make_config(SETS[place], "random", data_dir, out)
-    config.name = place.replace(" ", "_").replace("'", "")
-    config.seeds = SEEDS
-    config.target = SETS[place]
-    config.stages.base = dict(init=str(base(data_dir, out)), trainable="nothing")
-    del config.stages["target"], config.arms["T"]
+def study(
+    place: str,
+    data_dir: str,
+    out: Path,
+    schedules: Sequence[str] = SCHEDULES,
+    budgets: Sequence[int] = BUDGETS,
+    seeds: Sequence[int] = SEEDS,
+) -> ConfigDict:
+    """All budgets of one set under each schedule."""
+    config = make_study(place, seeds, data_dir, out)
     for start, arm in STARTS.items():
-        for schedule in SCHEDULES:
+        for schedule in schedules:
             name = f"{start}_{schedule}"
             optimizer = dict(schedule=schedule, learning_rate=RATES[start])
-            config.stages[name] = dict(dataset=SETS[place], steps=BUDGETS, optimizer=optimizer)
+            config.stages[name] = dict(
+                dataset=SETS[place], steps=tuple(budgets), optimizer=optimizer
+            )
             before = ("base",) if start == "base" else ()
             config.arms[f"{arm}@{schedule}"] = (*before, name)
     return config
@@ -50,12 +53,12 @@ def differences(rows: list[ResultRow], place: str) -> list[str]:
     """Anytime less cosine at each budget, seed by seed."""
     lines = []
     for evaluation in ("linear", "knn"):
-        results = Results(rows, evaluation)
+        of_seeds = Results(rows, evaluation)
         for arm in STARTS.values():
             cells = []
             for steps in BUDGETS:
                 places = [((f"{arm}@{schedule}", steps),) for schedule in reversed(SCHEDULES)]
-                found = results.verdict(Claim("", *places))
+                found = of_seeds.verdict(Claim("", *places))
                 low, high = found.interval or (0.0, 0.0)
                 cells.append(f"{points(found.mean)} ({points(low)} to {points(high)})")
             lines.append(f"| {place} | {arm} | {evaluation} | {' | '.join(cells)} |")
@@ -74,20 +77,15 @@ def steps_taken(config: ConfigDict, workdir: Path) -> dict[str, int]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("sets", nargs="*", default=["sketch", "aerial", "x-ray"])
-    arguments = parser.parse_args()
+    asked = arguments(__doc__, ["sketch", "aerial", "x-ray"])
     heads = " | ".join(f"{steps} steps" for steps in BUDGETS)
     print(f"| images | arm | evaluation | {heads} |\n|---|---|---|{'---|' * len(BUDGETS)}")
     counted = []
-    for place in arguments.sets:
-        config = study(place, arguments.data_dir, arguments.out)
-        workdir = arguments.out / "schedules"
-        rows = run.run(config, workdir, display=Display(quiet=True))
-        mine = [row for row in rows if row.study == config.name]
-        print("\n".join(differences(mine, place)), flush=True)
+    for place in asked.sets:
+        config = study(place, asked.data_dir, asked.out)
+        workdir = asked.out / "schedules"
+        rows = results(config, workdir)
+        print("\n".join(differences(rows, place)), flush=True)
         counted.append((place, steps_taken(config, workdir)))
     print("\n| images | steps, cosine | steps, anytime |\n|---|---|---|")
     for place, taken in counted:
