@@ -51,7 +51,7 @@ def stage_bytes(stage: plan.Stage, config: config_lib.Config) -> float:
     _, parameters = _forward(stage.config.model, stage.config.image_size)
     if not stage.trains:
         return 4.0 * parameters
-    keep = config.keep_checkpoints
+    keep = config.keep_checkpoints + bool(stage.trunk)  # where its rate begins to fall
     if config.keep_every_steps:
         keep += stage.steps // config.keep_every_steps
     model, moco = stage.config.model, stage.config.moco

@@ -330,10 +330,11 @@ def _warnings(stage: plan.Stage, library: Library) -> list[str]:
     if not stage.trains:
         return lines
     images, queue = len(data.rows), config.moco.queue_size
-    if queue > images:
+    if queue > images and not config.moco.mask_own_keys:
         lines.append(
             f"{stage.name}: moco.queue_size = {queue} exceeds its {images} images, so that an "
-            "image meets its own old keys as negatives (the paper does so too)"
+            "image meets its own old keys as negatives (the paper does so too; "
+            "moco.mask_own_keys leaves them out)"
         )
     if config.model.bn_groups == 1:
         lines.append(

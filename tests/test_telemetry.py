@@ -46,6 +46,19 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_does(tmp_path):
     assert path.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
+def test_a_resume_with_a_column_more_or_less_keeps_the_files_columns(tmp_path):
+    path = tmp_path / "measures.csv"
+    for first, then in (({"rankme": 2.0}, {"knn": 0.5}), ({"rankme": 2.0, "knn": 0.5}, {})):
+        for start, row in ((0, first), (10, {"rankme": 3.0, **then})):
+            writer = MetricsWriter(path, start)
+            writer.write(start + 10, row)
+            writer.close()
+        rows = read_metrics(path)
+        assert [list(row)[1:] for row in rows] == [list(first)] * 2
+        assert [float(row["rankme"]) for row in rows] == [2.0, 3.0]
+    assert rows[1]["knn"] == "nan"
+
+
 def test_a_resume_at_the_start_drops_every_row(tmp_path):
     path = tmp_path / "metrics.csv"
     write(path, 0, [10, 20])

@@ -67,7 +67,10 @@ class MetricsWriter:
         return [{name: float(cell) for name, cell in row.items()} for row in self._rows]
 
     def _csv(self, file: TextIO) -> csv.DictWriter[str]:
-        return csv.DictWriter(file, list(self._rows[0]), lineterminator="\n")
+        # A stage that goes on in another study may have a column more or less: that of labels.
+        return csv.DictWriter(
+            file, list(self._rows[0]), "nan", extrasaction="ignore", lineterminator="\n"
+        )
 
     def _rewrite(self) -> None:
         with whole(self._path) as temporary, temporary.open("w", newline="") as file:
