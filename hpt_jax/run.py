@@ -30,7 +30,7 @@ from hpt_jax.evaluate.subject import Subject
 from hpt_jax.library import Library, StageData
 from hpt_jax.lineage import lineage, words
 from hpt_jax.models.backbone import Backbone
-from hpt_jax.report import page, results, tables
+from hpt_jax.report import helped, page, results, tables
 from hpt_jax.report.live import Live
 from hpt_jax.report.tables import ResultRow
 from hpt_jax.signals import Stop
@@ -338,6 +338,8 @@ def report(asked: plan.Plan, root: Path, display: Display) -> list[ResultRow]:
         display.console.print(tables.results_table(mine, list(asked.config.arms)))
     with display.working("drawing the report"):
         made = page.write(root, rows, asked.config.name, display.line)
+    if told := helped.sentence(plan.as_json(asked), mine, root):
+        display.outcome(told)
     display.outcome(f"results: {path}")
     display.outcome(f"report: {made}")
     return rows

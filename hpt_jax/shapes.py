@@ -119,6 +119,7 @@ EVALUATION = {
     "selected_by": str,
     "selections": [{"curve?": [_point]}],
     "labelled": list,
+    "test_images?": _count,
 }
 _VERDICT = {"step": _count, "level": _level, "text": str}
 HEALTH = {**_VERDICT, "history": [_VERDICT], "recommendation": str}

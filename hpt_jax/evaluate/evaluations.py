@@ -66,7 +66,7 @@ def evaluate(
     Returns:
       'val' and 'test', the metric's means over the evaluation's own seeds; 'val_each', 'test_each';
       'undefined_classes', that the metric leaves out on test; 'selected_by', 'selections'; and
-      'labelled', the images of each subset of labels.
+      'labelled', the images of each subset of labels; 'test_images', how many were tested on.
     """
     done = itertools.count(1)
     judged = list(_judged(name, subject, config, lambda: update(next(done), "")))
@@ -80,6 +80,7 @@ def evaluate(
         "selected_by": "val" if chosen else "",
         "selections": [dataclasses.asdict(one) for one in chosen],
         "labelled": [one.labelled for one in judged if one.labelled],
+        "test_images": len(subject.splits["test"]),
     }
 
 

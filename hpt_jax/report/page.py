@@ -25,7 +25,7 @@ from hpt_jax.data import survey
 from hpt_jax.data.decode import decode
 from hpt_jax.data.images import Unreadable
 from hpt_jax.errors import UserError
-from hpt_jax.report import claims, figures, graph, health, results
+from hpt_jax.report import claims, figures, graph, health, helped, results
 from hpt_jax.report.tables import (
     ResultRow,
     Summary,
@@ -215,6 +215,7 @@ def _study(
         "target": plan["dataset"],
         "domain": config.get("domain", ""),
         "metric": plan["metric"],
+        "helped": helped.sentence(plan, rows, root),
         "finding": _finding(rows, evaluations),
         "figures": [
             _drawn(draw, text, root, f"{plan['study']}_{name}")

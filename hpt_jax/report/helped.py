@@ -1,0 +1,114 @@
+"""Whether adapting a model to a set of images has helped, in a sentence."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpt_jax.errors import UserError
+from hpt_jax.report.tables import ResultRow, points
+from hpt_jax.shapes import EVALUATION, HEALTH
+from hpt_jax.telemetry.writers import read_metrics
+from hpt_jax.workdir import read_json, stage_folder
+
+_PLAIN = {"linear": "a linear probe", "knn": "nearest neighbours"}
+# Of `retrieval`: what is less says nothing.
+_MOVED = 0.02
+
+
+def sentence(plan: Mapping[str, Any], rows: Sequence[ResultRow], root: Path) -> str:
+    """Before against after, of a plan that `configs/adapt.py` or one like it made.
+
+    Args:
+      plan: of `plans/NAME.json`.
+      rows: of its study, from `results.csv`.
+      root: the workdir.
+
+    Returns:
+      One line of text; '' for other plans, and where it is not known yet.
+    """
+    if not plan.get("choices") or not plan["runs"]:
+        return ""
+    if not plan["dataset"]:
+        return _by_features(plan, root)
+    return _by_labels(plan, rows, root) if plan["config"]["evaluations"] else ""
+
+
+def _by_labels(plan: Mapping[str, Any], rows: Sequence[ResultRow], root: Path) -> str:
+    """By the first evaluation: the last arm against the best, on validation, of those before it."""
+    evaluation = plan["config"]["evaluations"][0]
+    values: dict[str, dict[tuple[str, int], list[float]]] = {"val": {}, "test": {}}
+    for row in rows:
+        if row.evaluation == evaluation:
+            place = row.arm, row.pretrain_steps
+            values[row.split].setdefault(place, []).append(row.value)
+    mean = {
+        split: {place: statistics.fmean(each) for place, each in of_split.items()}
+        for split, of_split in values.items()
+    }
+    before = [place for place in mean["val"] if not place[1]]
+    after = [place for place in mean["val"] if place[1]]
+    if not before or not after:
+        return ""
+    start, end = max(before, key=lambda place: mean["val"][place]), after[-1]
+    was, now = mean["test"][start], mean["test"][end]
+    images = _test_images(plan, evaluation, root)
+    chance = _by_chance(was, now, images) if plan["metric"] == "top1" and images else None
+    on = f"{images:,} test images" if images else "test"
+    told = (
+        f"on {on} {_PLAIN.get(evaluation, evaluation)} gets {100 * now:.1f} % ({plan['metric']}) "
+        f"after {end[1]:,} steps, {100 * was:.1f} % before ({start[0]}): {points(now - was)} points"
+    )
+    if chance is None:
+        word = "It helped" if now > was else "It did not help"
+        return f"{word}: {told}, and how many of them are chance is not known."
+    if abs(now - was) <= chance:
+        word = "It made no difference that can be told from chance"
+    else:
+        word = "It helped" if now > was else "It did harm"
+    return f"{word}: {told}, of which so few images leave {points(chance)[1:]} to chance."
+
+
+def _test_images(plan: Mapping[str, Any], evaluation: str, root: Path) -> int:
+    """0 where no result tells."""
+    for run in plan["runs"]:
+        file = run["evaluations"].get(evaluation)
+        path = stage_folder(root, run["stage_id"]).path / (file or "none")
+        found = read_json(path, EVALUATION)
+        if found:
+            return found.get("test_images", 0)
+    return 0
+
+
+def _by_chance(one: float, other: float, images: int) -> float:
+    """Half of the 95 % interval of the difference of two accuracies, as of independent images."""
+    return 1.96 * math.sqrt((one * (1 - one) + other * (1 - other)) / images)
+
+
+def _by_features(plan: Mapping[str, Any], root: Path) -> str:
+    """By how well views are told apart, and the verdict on the training."""
+    folder = stage_folder(root, plan["runs"][-1]["stage_id"])
+    try:
+        measures = read_metrics(folder.measures)
+    except UserError:
+        return ""
+    verdict = read_json(folder.health, HEALTH)
+    if verdict is None or not folder.is_done or not measures or "retrieval" not in measures[0]:
+        return ""
+    was, now = (float(measures[place]["retrieval"]) for place in (0, -1))
+    steps = int(measures[-1]["step"])
+    told = (
+        f"an image's other view is found again to {100 * now:.0f} % after {steps:,} steps, to "
+        f"{100 * was:.0f} % before (retrieval: 0 by chance, 100 always first)"
+    )
+    if verdict["level"] == "alarm":
+        return f"It went wrong: {verdict['text']}; {told}."
+    if abs(now - was) <= _MOVED:
+        return f"It changed little: {told}."
+    if now < was:
+        return f"It unlearned: {told}."
+    rest = "What that is worth to your task, the neighbours on the page show, or a few labels"
+    return f"It learned: {told}. {rest}."
