@@ -188,7 +188,7 @@ def run_case(name: str, data_dir: str, out: Path) -> None:
         "ended": ended,
     }
     (out / "curves").mkdir(exist_ok=True)
-    curves_of(name, out).write_text(json.dumps(kept, indent=1) + "\n")
+    curves_of(name, out).write_text(json.dumps(kept) + "\n")
 
 
 def curves_of(name: str, out: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +25,14 @@ _ZSTD = b"\x28\xb5\x2f\xfd"  # which JAX takes where Python or a package has it
 def keep(folder: Path, line: Callable[[str], None]) -> None:
     """Lets compiled programs survive the process, in a folder; damaged ones are removed.
 
+    Where JAX_COMPILATION_CACHE_DIR names another one, JAX uses that, and all is left to it.
+
     Args:
       folder: made if it is not there; several processes may share it.
       line: told how many were removed, if any.
     """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
     make_folder(folder)
     removed = remove_damaged(folder)
     if removed:

@@ -22,13 +22,20 @@ HIT, MISS = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_m
 COUNT = 4
 
 
+@pytest.fixture(autouse=True)
+def no_shared_programs(monkeypatch):
+    """Else what all tests share would be used, and not what is asked for."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+
+
 @pytest.fixture
 def start(tmp_path, monkeypatch):
     """A function that does what a new process would: (results, hits, misses, lines told)."""
     counts: Counter[str] = Counter()
     jax.monitoring.register_event_listener(lambda event, **_: counts.update([event]))
     monkeypatch.setattr(compiled, "MIN_SECONDS", 0.0)
-    before = jax.config.jax_compilation_cache_dir
+    set_here = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in set_here}
 
     def begin():
         counts.clear()
@@ -40,8 +47,8 @@ def start(tmp_path, monkeypatch):
         return np.stack(made), counts[HIT], counts[MISS], told
 
     yield begin
-    jax.config.update("jax_compilation_cache_dir", before)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    for name, value in before.items():
+        jax.config.update(name, value)
     compiled.compilation_cache.reset_cache()
 
 
@@ -134,6 +141,14 @@ def test_a_damaged_record_is_made_again(tmp_path, record):
     (tmp_path / "checked.json").write_bytes(record)
     assert compiled.remove_damaged(tmp_path) == 1
     assert list(read_json(tmp_path / "checked.json")) == ["x-cache"]
+
+
+def test_a_cache_that_the_environment_names_is_used_instead(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "shared"))
+    before = jax.config.jax_compilation_cache_dir
+    compiled.keep(tmp_path / "own", pytest.fail)
+    assert not (tmp_path / "own").exists()
+    assert jax.config.jax_compilation_cache_dir == before
 
 
 def test_a_file_in_place_of_the_cache_is_named(tmp_path):
