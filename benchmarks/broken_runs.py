@@ -182,7 +182,7 @@ def run_case(name: str, data_dir: str, out: Path) -> None:
     (one,) = run.make_plan(config).runs
     folder = stage_folder(workdir, one.stage.id)
     kept = {
-        "facts": dataclasses.asdict(health.facts(one.stage, 0)),
+        "facts": dataclasses.asdict(health.facts(one.stage)),
         "metrics": _rows(folder.metrics),
         "measures": _rows(folder.measures),
         "ended": ended,

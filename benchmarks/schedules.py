@@ -9,7 +9,6 @@ which docs/anytime.md holds. The same command continues.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from ml_collections import ConfigDict
 from small_runs import RATES, SETS, arguments, make_study, results
 
 from hpt_jax import run
+from hpt_jax.estimate import shared_steps
 from hpt_jax.report.claims import Claim, Results
 from hpt_jax.report.tables import ResultRow, points
-from hpt_jax.workdir import stage_folder
 
 BUDGETS = (50, 100, 200, 400)
 SEEDS = (0, 1, 2)
@@ -65,13 +64,14 @@ def differences(rows: list[ResultRow], place: str) -> list[str]:
     return lines
 
 
-def steps_taken(config: ConfigDict, workdir: Path) -> dict[str, int]:
+def steps_taken(config: ConfigDict) -> dict[str, int]:
     """Schedule -> the steps that all its stages took."""
     taken = dict.fromkeys(SCHEDULES, 0)
-    for stage in run.make_plan(config).stages:
+    stages = run.make_plan(config).stages
+    for stage in stages:
         if stage.trains:
-            done = json.loads(stage_folder(workdir, stage.id).done.read_text())
-            taken[stage.config.optimizer.schedule] += done["steps_timed"]
+            steps = stage.steps - shared_steps(stage, stages)
+            taken[stage.config.optimizer.schedule] += steps
     return taken
 
 
@@ -83,10 +83,9 @@ def main() -> None:
     counted = []
     for place in asked.sets:
         config = study(place, asked.data_dir, asked.out)
-        workdir = asked.out / "schedules"
-        rows = results(config, workdir)
+        rows = results(config, asked.out / "schedules")
         print("\n".join(differences(rows, place)), flush=True)
-        counted.append((place, steps_taken(config, workdir)))
+        counted.append((place, steps_taken(config)))
     print("\n| images | steps, cosine | steps, anytime |\n|---|---|---|")
     for place, taken in counted:
         print(f"| {place} | {taken['cosine']:,} | {taken['anytime']:,} |")

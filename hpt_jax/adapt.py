@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from hpt_jax.config import AdaptFields, Choice, Optimizer
@@ -29,6 +29,7 @@ _ABSENT_DATA = {
     "classes": 0, "multi_label": False,
 }  # fmt: skip
 _BY_YOU = "set by you"
+_MAY_BE_EMPTY = ("target", "export")
 _WIDEST = 24  # of values that a column is made for
 
 
@@ -58,6 +59,10 @@ def fitting_steps(images: int, batch: int) -> int:
     return max(_LEAST_STEPS, min(_MOST_STEPS, _PASSES * images // batch))
 
 
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
 class _Chooser:
     """Sets what the user has not set, and keeps what was chosen and why."""
 
@@ -66,7 +71,9 @@ class _Chooser:
         self.choices: list[Choice] = []
 
     def fill(self, field: str, value: Any) -> tuple[Any, bool]:
-        """Sets a field, by its dotted path, unless the user has; 0 and '' count as unset.
+        """Sets a field, by its dotted path, unless the user has.
+
+        0 and '' count as unset, but for fields that may be empty.
 
         Returns:
           What it then holds, and whether the user has set it.
@@ -77,7 +84,8 @@ class _Chooser:
             node[section] = node.get(section) or {}
             node = node[section]
         given = node.get(name)
-        by_you = not (given is None or given == "" or (type(given) is int and given == 0))
+        empty = given == "" or (type(given) is int and given == 0)
+        by_you = given is not None and (not empty or field in _MAY_BE_EMPTY)
         if not by_you:
             node[name] = value
         return node[name], by_you
@@ -202,14 +210,20 @@ def _choose_batch(chooser: _Chooser, images: int) -> None:
     chooser.choose("moco.queue_size", queue, reason if queue <= images else "as many as a batch")
 
 
-def _choose_schedule(chooser: _Chooser, fields: AdaptFields, images: int, batch: int) -> int:
+def _choose_schedule(
+    chooser: _Chooser, fields: AdaptFields, images: int, batch: int
+) -> int | tuple[int, ...]:
     """Steps, which are returned, and the rates that go with them."""
-    steps = fields.steps or fitting_steps(images, batch)
-    reason = f"{steps * batch / images:.3g} passes over {images:,} images"
-    if not fields.steps and steps in (_LEAST_STEPS, _MOST_STEPS):
-        reason += f", the {'fewest' if steps == _LEAST_STEPS else 'most'} that are chosen"
-    chooser.fill("log_every_steps", min(50, max(10, steps // 100)))
-    chooser.say("steps", steps, f"{_BY_YOU}: {reason}" if fields.steps else reason)
+    fitting = fitting_steps(images, batch)
+    steps = fields.steps or fitting
+    each = steps if isinstance(steps, tuple) else (steps,)
+    passes = _listed(f"{one * batch / images:.3g}" for one in each)
+    reason = f"{passes} passes over {images:,} images"
+    if not fields.steps and fitting in (_LEAST_STEPS, _MOST_STEPS):
+        reason += f", the {'fewest' if fitting == _LEAST_STEPS else 'most'} that are chosen"
+    # Not by the steps asked for: runs of other lengths are to have the same rows.
+    chooser.fill("log_every_steps", min(50, max(10, fitting // 100)))
+    chooser.say("steps", _listed(each), f"{_BY_YOU}: {reason}" if fields.steps else reason)
     rate, reason = Optimizer().learning_rate, "for weights that have learned already"
     if fields.init == "random":
         rate, reason = 2 * rate, "from random weights; half of it from a checkpoint"
@@ -247,7 +261,7 @@ def _choose_judge(chooser: _Chooser, fields: AdaptFields, data: Facts) -> bool:
 
 
 def _stages(
-    fields: AdaptFields, judged: bool, steps: int
+    fields: AdaptFields, judged: bool, steps: int | tuple[int, ...]
 ) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
     """Stages, and arms: with labels, also what there was before, to measure against."""
     stages: dict[str, Any] = {"adapted": {"dataset": fields.data, "steps": steps}}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hpt_jax import checkpoints, plan
+from hpt_jax.errors import UserError
 from hpt_jax.shapes import LINEAGE
 from hpt_jax.telemetry import writers
 from hpt_jax.workdir import StageFolder, read_json, stage_folder
@@ -25,16 +26,18 @@ def branch(stage: plan.Stage, root: Path, line: Callable[[str], None]) -> None:
     folder = stage_folder(root, stage.id)
     if not stage.trunk or checkpoints.numbered(folder.checkpoints):
         return
-    for step, other in _shared(stage, root):
-        # Rows first: a checkpoint counts on them.
-        writers.copy_rows(other.metrics, folder.metrics, step)
-        writers.copy_rows(other.measures, folder.measures, step)
+    for step, other in shared(stage, root):
+        try:  # rows first: a checkpoint counts on them
+            writers.copy_rows(other.metrics, folder.metrics, step)
+            writers.copy_rows(other.measures, folder.measures, step)
+        except UserError:
+            continue
         if checkpoints.copy(other.checkpoints, step, folder.checkpoints):
             line(f"{stage.id}: the same as {other.path.name} up to step {step}")
             return
 
 
-def _shared(stage: plan.Stage, root: Path) -> list[tuple[int, StageFolder]]:
+def shared(stage: plan.Stage, root: Path) -> list[tuple[int, StageFolder]]:
     """The checkpoints of other stages that are a stage's own too, the latest first."""
     found = []
     for path in (root / "stages").glob("*/lineage.json"):

@@ -165,16 +165,21 @@ def copy(source: Path, step: int, target: Path) -> bool:
 
     Returns:
       Whether it could be had.
+
+    Raises:
+      OSError: as of a disk that is full.
     """
     make_folder(target)
     half = target / f"{step}.orbax-checkpoint-tmp-copy"  # what a kill leaves is deleted as such
     shutil.rmtree(half, ignore_errors=True)
     try:
-        shutil.copytree(source / str(step), half)
-    except (FileNotFoundError, shutil.Error):  # deleted meanwhile
-        return False
+        for name in _files(source / str(step)) | {MANIFEST: None}:
+            (half / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / str(step) / name, half / name)
+    except FileNotFoundError:  # deleted meanwhile
+        pass
     if fault_of(half) is not None:
-        shutil.rmtree(half)
+        shutil.rmtree(half, ignore_errors=True)
         return False
     write_manifest(half)  # which brings its files to the disk
     half.rename(target / str(step))

@@ -223,7 +223,7 @@ class AdaptFields:
 
     data: str = ""
     init: str = "random"
-    steps: int = 0
+    steps: int | tuple[int, ...] = 0  # a tuple: a run for each
 
 
 @dataclasses.dataclass(frozen=True)

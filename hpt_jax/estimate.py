@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from hpt_jax import branch, checkpoints, plan
 from hpt_jax import config as config_lib
-from hpt_jax import plan
 from hpt_jax.models.resnet import ResNet
 from hpt_jax.shapes import DONE
 from hpt_jax.workdir import read_json, stage_folder
@@ -97,7 +98,8 @@ def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, dict[str, floa
     for stage in asked.stages:
         folder = stage_folder(workdir, stage.id)
         if not folder.is_done:
-            todo += stage_flops(stage) * (1 - _shared_steps(stage, asked) / max(stage.steps, 1))
+            done = max(_steps_there(stage, workdir), shared_steps(stage, asked.stages))
+            todo += stage_flops(stage) * (1 - done / max(stage.steps, 1))
         elif stage.trains:
             done = read_json(folder.done, DONE)
             done_flops += stage_flops(stage) * done["steps_timed"] / stage.steps
@@ -115,10 +117,16 @@ def seconds_left(asked: plan.Plan, workdir: Path) -> tuple[float, dict[str, floa
     return todo / rate, {name: flops / rate for name, flops in evaluations.items()}, rate, source
 
 
-def _shared_steps(stage: plan.Stage, asked: plan.Plan) -> int:
+def shared_steps(stage: plan.Stage, stages: Iterable[plan.Stage]) -> int:
     """The steps that a stage has from a shorter one of its trunk."""
-    of_trunk = [one for one in asked.stages if stage.trunk and one.trunk == stage.trunk]
+    of_trunk = [one for one in stages if stage.trunk and one.trunk == stage.trunk]
     return max((one.branch_step for one in of_trunk if one.steps < stage.steps), default=0)
+
+
+def _steps_there(stage: plan.Stage, workdir: Path) -> int:
+    """The newest step that a stage has a checkpoint of, or can have another stage's."""
+    own = checkpoints.numbered(stage_folder(workdir, stage.id).checkpoints)
+    return max([*own, *(step for step, _ in branch.shared(stage, workdir))], default=0)
 
 
 def time_left(asked: plan.Plan, workdir: Path) -> str:

@@ -21,7 +21,7 @@ STALE_GAP = 0.3  # of `queue_gap` times the temperature; healthy runs have at mo
 TOO_EASY = 0.97  # share of positives that beat all negatives
 ABOVE_CHANCE = 0.5  # nats
 LEARNED = 0.02  # nats below chance
-PATIENCE = 100  # steps with a full queue until the loss is judged
+PATIENCE = 20, 100  # steps until there is something to judge: a quarter of the stage, within these
 FLAT_UNIFORMITY = -0.05  # above: all images are alike to the features
 LOST_RANK = 0.4  # share of the rank before training
 OWN_KEYS = 2.0  # of an image among its own negatives
@@ -37,7 +37,8 @@ class Facts:
       temperature: of the logits.
       masked: whether an image's own keys are left out of its negatives.
       bn_groups: batch-norm groups of the global batch.
-      images: that the stage trains on.
+      steps: of the stage.
+      warmup_steps: of the learning rate.
     """
 
     queue_size: int
@@ -45,12 +46,19 @@ class Facts:
     temperature: float
     masked: bool
     bn_groups: int
-    images: int
+    steps: int
+    warmup_steps: int
 
     @property
-    def chance(self) -> float:
-        """The loss where all keys are equally near: ln(K + 1)."""
-        return math.log(self.queue_size + 1)
+    def patience(self) -> float:
+        """Steps until there is something to judge."""
+        least, most = PATIENCE
+        return min(most, max(least, self.steps / 4))
+
+    def chance(self, row: dict[str, float]) -> float:
+        """The loss where all keys are equally near: ln(K + 1), masked keys not counted."""
+        masked = row["own_keys"] if self.masked else 0.0
+        return math.log(self.queue_size - min(masked, self.queue_size) + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +93,8 @@ class Verdict:
     findings: tuple[Finding, ...]
 
 
-def facts(stage: plan.Stage, images: int) -> Facts:
-    """What the curves of a stage on so many images are judged against."""
+def facts(stage: plan.Stage) -> Facts:
+    """What the curves of a stage are judged against."""
     config, moco = stage.config, stage.config.moco
     return Facts(
         queue_size=moco.queue_size,
@@ -94,7 +102,8 @@ def facts(stage: plan.Stage, images: int) -> Facts:
         temperature=moco.temperature,
         masked=moco.mask_own_keys,
         bn_groups=config.model.bn_groups,
-        images=images,
+        steps=stage.steps,
+        warmup_steps=config.optimizer.warmup_steps,
     )
 
 
@@ -103,7 +112,7 @@ def judge(known: Facts, metrics: Rows, measures: Rows) -> Verdict:
 
     Args:
       known: of the stage.
-      metrics: rows of its `metrics.csv`, oldest first.
+      metrics: rows of its `metrics.csv`, oldest first; none where it is not trained by MoCo.
       measures: rows of its `measures.csv`, oldest first; of the two at least one has a row.
     """
     findings = [check(known, metrics, measures) for check in _CHECKS]
@@ -165,13 +174,15 @@ def _filling(share: float) -> str:
 
 
 def _against_chance(known: Facts, row: dict[str, float]) -> str:
-    distance = row["loss"] - known.chance
+    distance = row["loss"] - known.chance(row)
     where = "at" if abs(distance) < LEARNED else "below" if distance < 0 else "above"
-    return f"{where} chance ({known.chance:.2f})"
+    return f"{where} chance ({known.chance(row):.2f})"
 
 
 def _features(measures: Rows) -> str:
     first, last = measures[0], measures[-1]
+    if first["step"]:
+        return f"features of rank {last['rankme']:.0f}"
     change = last["uniformity"] - first["uniformity"]
     moves = "spreading" if change < -0.02 else "drawing together" if change > 0.02 else "steady"
     ranks = f"rank {last['rankme']:.0f}, {first['rankme']:.0f} before"
@@ -183,16 +194,28 @@ def _full(metrics: Rows) -> list[dict[str, float]]:
     return [row for row in metrics if row["queue_fill"] == 1]
 
 
-def _has_had_time(full: Rows) -> bool:
-    """Whether the queue has been full for long; at first the loss rises, as real keys come in."""
-    return bool(full) and full[-1]["step"] - full[0]["step"] >= PATIENCE
+def _settled(known: Facts, metrics: Rows) -> list[dict[str, float]]:
+    """The last rows, once the loss has had time; at first it rises, as real keys come in."""
+    full = _full(metrics)
+    began = max(full[0]["step"], known.warmup_steps) if full else math.inf
+    if not full or full[-1]["step"] - began < known.patience:
+        return []
+    return [row for row in full[1:] if row["step"] > full[-1]["step"] - known.patience]
+
+
+def _has_begun(known: Facts, metrics: Rows, measures: Rows) -> bool:
+    """Whether what does not depend on the queue can be judged."""
+    rows = metrics or measures
+    return bool(_full(metrics) or (rows and rows[-1]["step"] >= known.patience))
 
 
 def _collapsed(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
-    full = _full(metrics)
-    if not full or full[-1]["embedding_std"] >= COLLAPSED_SPREAD:
+    if not metrics or not _has_begun(known, metrics, measures):
         return None
-    text = f"the embeddings of all images are nearly alike (spread {full[-1]['embedding_std']:.2f}"
+    spread = metrics[-1]["embedding_std"]
+    if spread >= COLLAPSED_SPREAD:
+        return None
+    text = f"the embeddings of all images are nearly alike (spread {spread:.2f}"
     advice = (
         "Embeddings collapse where the learning rate or the momentum of the key encoder is far off "
         "(usual: 0.03 at batch 256, 0.99 to 0.999), or the temperature is (0.07 to 0.2), or all "
@@ -207,9 +230,9 @@ def _queue_unlike(known: Facts, metrics: Rows, measures: Rows) -> Finding | None
         return None
     gap = full[-1]["queue_gap"]
     advice = (
-        "Either old keys are from another encoder (raise moco.momentum's distance from 1, lower "
-        "moco.queue_size), or keys of one batch give themselves away (model.bn_groups of at least "
-        "2, shuffled)."
+        "Either the key encoder changes too fast for old keys (moco.momentum nearer to 1, a "
+        "shorter moco.queue_size), or keys of one batch give themselves away (model.bn_groups of "
+        "at least 2)."
     )
     text = f"the queue's keys are {gap:.1f} nats easier to tell apart than fresh ones: it is stale"
     return Finding("alarm", text, advice)
@@ -226,22 +249,31 @@ def _queue_empty(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
     return Finding("alarm", text, "Keys do not enter the queue: this is a mistake in the method.")
 
 
-def _above_chance(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
-    full = _full(metrics)
-    if not _has_had_time(full) or full[-1]["loss"] < known.chance + ABOVE_CHANCE:
+def _queue_too_long(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
+    keys = known.steps * known.batch_size
+    if not metrics or keys >= known.queue_size:
         return None
-    text = f"the loss is {full[-1]['loss'] - known.chance:.1f} nats worse than chance"
+    text = f"the queue will not be full by the end: {keys:,} keys of {known.queue_size:,}"
+    return Finding("watch", text, "Set a shorter moco.queue_size, or more steps.")
+
+
+def _above_chance(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
+    settled = _settled(known, metrics)
+    if not settled:
+        return None
+    above = settled[-1]["loss"] - known.chance(settled[-1])
+    if above < ABOVE_CHANCE:
+        return None
+    text = f"the loss is {above:.1f} nats worse than chance"
     advice = "Lower optimizer.learning_rate, or set optimizer.warmup_steps."
     return Finding("alarm", text, advice)
 
 
 def _not_learning(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
-    full = _full(metrics)
-    if not _has_had_time(full):
+    settled = _settled(known, metrics)
+    if not settled or min(row["loss"] - known.chance(row) for row in settled) < -LEARNED:
         return None
-    if min(row["loss"] for row in full[1:]) < known.chance - LEARNED:
-        return None
-    text = f"the loss is no better than chance {PATIENCE} steps after the queue was full"
+    text = f"the loss was no better than chance in the last {known.patience:.0f} steps"
     advice = "Look at views.png: can a person tell which two views are of one image?"
     return Finding("alarm", text, advice)
 
@@ -256,12 +288,12 @@ def _too_easy(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
 
 
 def _features_alike(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
-    if len(measures) < 2 or not _full(metrics):
+    if len(measures) < 2 or not _has_begun(known, metrics, measures):
         return None
     first, last = measures[0], measures[-1]
     if last["uniformity"] > FLAT_UNIFORMITY:
         text = f"all images are alike to the features (uniformity {last['uniformity']:.3f} of 0)"
-    elif last["rankme"] < LOST_RANK * first["rankme"]:
+    elif not first["step"] and last["rankme"] < LOST_RANK * first["rankme"]:
         text = f"the features' rank fell from {first['rankme']:.0f} to {last['rankme']:.0f}"
     else:
         return None
@@ -270,7 +302,7 @@ def _features_alike(known: Facts, metrics: Rows, measures: Rows) -> Finding | No
 
 
 def _one_group(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
-    if known.bn_groups > 1:
+    if known.bn_groups > 1 or not metrics:
         return None
     text = "one batch-norm group: a query may know its key by their common statistics"
     return Finding("watch", text, "Set model.bn_groups to 2 or more.")
@@ -289,6 +321,7 @@ _CHECKS = (
     _features_alike,
     _queue_unlike,
     _queue_empty,
+    _queue_too_long,
     _above_chance,
     _not_learning,
     _too_easy,

@@ -148,7 +148,10 @@ class Observer:
         self._measures = writers.MetricsWriter(
             folder.measures, start, self._metrics.events, "measures/"
         )
-        self._facts = health.facts(training.stage, len(training.data.rows))
+        # The verdict on losses is MoCo's; of another method the features alone are judged.
+        self._of_moco = "queue_fill" in training.method.METRICS
+        self._facts = health.facts(training.stage)
+        self._past = health.history(self._facts, self._losses, self._measures.rows)
         self._level = ""
 
     def log(self, step: int, means: Mapping[str, float], data_wait: float) -> None:
@@ -169,18 +172,23 @@ class Observer:
         state = carry.state
         found = measure(self._training, state.backbone, state.rng, self._labelled)
         self._measures.write(step, found)
+        self._past.append(self._verdict())
         self._judge(step, tell=True)
 
     def show(self, step: int, name: str, picture: np.ndarray) -> None:
         """Gives TensorBoard a picture u8[height, width, 3]."""
         self._metrics.events.write_image(step, name, picture)
 
+    @property
+    def _losses(self) -> health.Rows:
+        return self._metrics.rows if self._of_moco else []
+
+    def _verdict(self) -> health.Verdict:
+        return health.judge(self._facts, self._losses, self._measures.rows)
+
     def _judge(self, step: int, tell: bool = False) -> None:
-        # The verdict on losses is MoCo's; of another method the features alone are judged.
-        of_moco = "queue_fill" in self._training.method.METRICS
-        known = self._facts, self._metrics.rows if of_moco else [], self._measures.rows
-        found = health.judge(*known)
-        write_json(self._folder.health, health.as_json(found, health.history(*known)))
+        found = self._verdict()
+        write_json(self._folder.health, health.as_json(found, self._past))
         if tell or found.level != self._level:
             mark = "alarm: " if found.level == "alarm" else ""
             self._line(f"{mark}{self._training.stage.id}: step {step}: {found.text}")

@@ -63,7 +63,8 @@ class Stage:
         """
         if not self.trains or self.config.optimizer.schedule != "anytime":
             return ""
-        return identity(self.config, self.seed, self.start, self.fingerprint, ends=False)
+        trunk = identity(self.config, self.seed, self.start, self.fingerprint, ends=False)
+        return "" if trunk == UNKNOWN else trunk
 
     @property
     def branch_step(self) -> int:
@@ -175,8 +176,9 @@ def make_plan(
 
 def branch_step(optimizer: config_lib.Optimizer, steps: int) -> int:
     """The step (from 0) at which the decay of a schedule 'anytime' of `steps` steps begins."""
-    decaying = math.ceil(optimizer.decay * steps - 1e-9)  # .2 of 50 is 10, whatever floats say
-    return max(steps - decaying, min(optimizer.warmup_steps, steps))
+    # .2 of 50 is 10, whatever floats say. At its last step a stage does what no longer one does.
+    decaying = max(math.ceil(optimizer.decay * steps - 1e-9), 1)
+    return max(steps - decaying, min(optimizer.warmup_steps, steps - 1))
 
 
 def _each_once(runs: list[Run]) -> tuple[Stage, ...]:

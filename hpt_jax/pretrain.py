@@ -129,8 +129,11 @@ def train(
     else:
         initial = begin()
         carry = training.initial(initial)
-        writers.write_parameter_overview(initial.params, folder.path / "parameters.txt")
         del initial  # of which a copy is trained
+    if not (folder.path / "parameters.txt").is_file():
+        writers.write_parameter_overview(
+            carry.state.backbone.params, folder.path / "parameters.txt"
+        )
     if stage.trains and not folder.views.is_file():
         with display.working(f"{stage.id}: drawing views"):
             views = pictures.write_views(folder.views, training, carry.state.rng)

@@ -152,6 +152,7 @@ SURVEY = {
     "fingerprint": str,
     "images": _count,
     "looked_at": _count,
+    "decoders": str,
     "splits": {...: _count},
     "cut": [str],
     "pretrained_on": _count,

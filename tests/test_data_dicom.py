@@ -76,11 +76,12 @@ def test_hounsfield_units_are_offset_and_air_is_zero():
 
 def test_signed_values_and_rescaled_ones_keep_their_order_and_zero():
     np.testing.assert_array_equal(read(written(SIGNED)), SIGNED.astype(np.int64) + 2**15)
-    found = read(written(TWELVE, bits=12, RescaleSlope=2.5, RescaleIntercept=-100))
-    expected = np.clip(np.rint(2.5 * TWELVE - 100) + 2**15, 0, 2**16 - 1)
+    found = read(written(TWELVE, bits=12, Modality="CT", RescaleSlope=0.5, RescaleIntercept=-100))
+    expected = np.clip(np.rint(0.5 * TWELVE - 100) + 1024, 0, 2**16 - 1)
     np.testing.assert_array_equal(found, expected)
-    found = read(written(TWELVE, bits=12, RescaleSlope=0.001, RescaleIntercept=0))
-    np.testing.assert_array_equal(found, TWELVE + 2**15)
+    for slope in (0.001, 1, 2.5):  # as PET has them, other ones in each file
+        scaled = read(written(TWELVE, bits=12, RescaleSlope=slope, RescaleIntercept=7))
+        np.testing.assert_array_equal(scaled, read(written(TWELVE, bits=12)))
 
 
 def test_colours_are_kept():

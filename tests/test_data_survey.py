@@ -1,5 +1,7 @@
 """Promises of the survey: what it says of a dataset is so."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -150,6 +152,22 @@ def test_a_survey_comes_back_as_it_was_kept_and_a_damaged_one_is_none(tmp_path):
         path.write_text(text.replace(old, new))
         assert survey.load(tmp_path, dataset.name, dataset.fingerprint) is None, old
         survey.save(found, tmp_path)
+
+
+def test_other_decoders_look_again_at_what_could_not_be_read(tmp_path, monkeypatch):
+    folder, kept = tmp_path / "images", tmp_path / "kept"
+    save(folder, "a.png", noise(9, 9, 3))
+    (folder / "b.png").write_bytes(b"x")
+    dataset = open_dataset(f"folder:{folder}")
+    found = survey.survey(dataset)
+    assert "pillow" in found.decoders
+    for unreadable in (1, 0):
+        survey.save(dataclasses.replace(found, unreadable=unreadable), kept)
+        assert survey.load(kept, dataset.name, dataset.fingerprint)
+        with monkeypatch.context() as patch:
+            patch.setattr(survey.metadata, "version", lambda name: "another")
+            again = survey.load(kept, dataset.name, dataset.fingerprint)
+        assert (again is None) == bool(unreadable)
 
 
 def test_an_unlabelled_set_has_no_classes(tmp_path):

@@ -11,7 +11,13 @@ import pytest
 from hpt_jax import health
 
 KNOWN = health.Facts(
-    queue_size=1000, batch_size=100, temperature=0.2, masked=False, bn_groups=4, images=2000
+    queue_size=1000,
+    batch_size=100,
+    temperature=0.2,
+    masked=False,
+    bn_groups=4,
+    steps=1000,
+    warmup_steps=0,
 )
 CHANCE = math.log(1001)
 HEALTHY = dict(
@@ -115,8 +121,59 @@ def test_loss_at_chance_is_an_alarm_after_a_while_alone() -> None:
         row["loss"] = CHANCE - 0.01
     assert level(metrics=rows[:11]) == "healthy"
     assert level(metrics=rows) == "alarm"
-    rows[8]["loss"] = CHANCE - 0.1  # it has been better
+    rows[-2]["loss"] = CHANCE - 0.1  # it was better just before
     assert level(metrics=rows) == "healthy"
+    rows[-2]["loss"], rows[5]["loss"] = CHANCE, CHANCE - 0.1  # long ago
+    assert level(metrics=rows) == "alarm"
+
+
+def test_while_the_rate_warms_up_the_loss_is_not_judged() -> None:
+    rows = metrics()
+    for row in rows:
+        row["loss"] = CHANCE
+    assert level(metrics=rows, known={"warmup_steps": 150}) == "healthy"
+    assert level(metrics=rows, known={"warmup_steps": 100}) == "alarm"
+
+
+def test_a_short_stage_is_judged_sooner() -> None:
+    rows = metrics()[:5]
+    for row in rows:
+        row["loss"] = CHANCE
+    assert level(metrics=rows) == "healthy"
+    assert level(metrics=rows, known={"steps": 100}) == "alarm"
+
+
+def test_collapse_is_an_alarm_before_a_long_queue_is_full() -> None:
+    rows = [row | {"queue_fill": 0.2} for row in metrics(embedding_std=0.01)]
+    long = {"queue_size": 65536}
+    assert level(metrics=rows[:9] + rows[-1:], known=long) == "alarm"
+    rows = [row | {"queue_fill": 0.2} for row in metrics()]
+    assert level(metrics=rows, measures=measures(rankme=1.0), known=long) == "alarm"
+
+
+def test_a_queue_that_cannot_be_full_by_the_end_is_watched() -> None:
+    rows = [row | {"queue_fill": 0.2} for row in metrics()]
+    assert level(metrics=rows, known={"queue_size": 65536, "steps": 655}) == "watch"
+    assert level(metrics=rows, known={"queue_size": 65536, "steps": 656}) == "healthy"
+
+
+def test_masked_keys_make_guessing_easier() -> None:
+    rows = metrics(own_keys=500.0, loss=math.log(501))
+    assert level(metrics=rows, known={"masked": True}) == "healthy"
+    found = health.judge(dataclasses.replace(KNOWN, masked=True), rows, measures())
+    assert "at chance (6.22)" in found.text
+
+
+def test_of_another_method_the_features_alone_are_judged() -> None:
+    assert level(metrics=[], measures=measures(rankme=1.0)) == "alarm"
+    assert level(metrics=[], known={"bn_groups": 1}) == "healthy"
+    assert level(metrics=[], measures=measures(rankme=1.0)[:2]) == "healthy"
+
+
+def test_without_the_row_before_training_nothing_is_compared() -> None:
+    after = [row | {"step": row["step"] + 100.0} for row in measures(rankme=1.0)]
+    assert level(measures=after) == "healthy"
+    assert "before" not in health.judge(KNOWN, metrics(), after).text
 
 
 def test_one_batch_norm_group_is_watched_and_masked_keys_are_no_trouble() -> None:
@@ -134,7 +191,7 @@ def test_the_worst_is_told_first_and_advice_on_all() -> None:
     past = health.history(known, metrics(embedding_std=0.1), measures())
     content = health.as_json(found, past)
     assert all(one.advice in content["recommendation"] for one in found.findings)
-    assert [one["level"] for one in content["history"]] == ["watch", "watch", "alarm"]
+    assert [one["level"] for one in content["history"]] == ["healthy", "watch", "alarm"]
     assert [one["step"] for one in content["history"]] == [0, 25, 200]
 
 

@@ -96,7 +96,7 @@ def test_it_is_compared_with_the_better_of_what_was_there_before(tmp_path):
 def test_where_chance_cannot_be_told_that_is_said(metric, images, tmp_path):
     made = plan(metric)
     said = helped.sentence(made, results_of(0.4, 0.6, 0.61), judged_on(tmp_path, images))
-    assert said.startswith("It helped: ")
+    assert said.startswith("Before and after: ")
     assert "how many of them are chance is not known" in said
 
 

@@ -3,10 +3,10 @@
 Values become unsigned, the same way in every file of a set, so that its images stay comparable:
 
 - Grey of 8 bits or fewer becomes u8, of 9 to 16 bits u16, stretched to the whole range by the bits
-  stored.
-- What is measured on a scale (signed, or with a rescale slope and intercept) becomes u16: CT in
-  Hounsfield units, at least -1024, plus 1024; all else in units of the file plus 32768. A slope
-  below 1, which rounding would leave little of, is left out.
+  stored; signed values become u16, plus 32768.
+- CT with a rescale slope and intercept becomes u16: Hounsfield units, at least -1024, plus 1024.
+  Other scales are left out: they often differ from file to file (PET), and may be so small that
+  rounding would leave little.
 - MONOCHROME1, where zero is white, is inverted. Colour, palettes too, becomes RGB.
 - The presentation's own window is not applied: the set's window takes its place (`data.window`).
 - Of several frames the middle one is taken: the first of a volume often shows no more than air, and
@@ -136,15 +136,13 @@ def _frame(header: Any) -> np.ndarray:
 def _grey(pixels: np.ndarray, header: Any) -> np.ndarray:
     """One value a pixel, see above."""
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
-    slope, intercept = _scale(header)
-    if header.PixelRepresentation == 0 and (slope, intercept) == (1, 0):
+    scale = _scale(header) if header.get("Modality") == "CT" else None
+    if scale is None and header.PixelRepresentation == 0:
         most = 2**header.BitsStored - 1
         return _filled(most - np.minimum(pixels, most) if inverted else pixels, header)
     values = pixels.astype(np.float64)
-    if abs(slope) >= 1:
-        values = np.rint(slope * values + intercept)
-    if header.get("Modality") == "CT":
-        values = np.maximum(values, _AIR) - _AIR
+    if scale:
+        values = np.maximum(np.rint(scale[0] * values + scale[1]), _AIR) - _AIR
     else:
         values += 2**15
     values = np.clip(values, 0, 2**16 - 1)
@@ -172,7 +170,7 @@ def _coloured(pixels: np.ndarray, header: Any) -> np.ndarray:
     return (colours >> 8).astype(np.uint8) if colours.dtype == np.uint16 else colours
 
 
-def _scale(header: Any) -> tuple[float, float]:
+def _scale(header: Any) -> tuple[float, float] | None:
     """Slope and intercept, of the file or of what its frames share."""
     shared = header.get("SharedFunctionalGroupsSequence") or [{}]
     framed = header.get("PerFrameFunctionalGroupsSequence") or [{}]
@@ -180,4 +178,4 @@ def _scale(header: Any) -> tuple[float, float]:
         here = (place.get("PixelValueTransformationSequence") or [place])[0]
         if here.get("RescaleSlope") is not None:
             return float(here.RescaleSlope), float(here.get("RescaleIntercept") or 0)
-    return 1.0, 0.0
+    return None

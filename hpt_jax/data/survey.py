@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ _SAMPLE_KEY = 0x737572766579  # away from the keys of splits, subsets and batche
 # Standard deviation below which an image is of one colour, as a share of the range of values.
 _BLANK = 0.01
 _MOST_NAMED = 3
+_DECODERS = (
+    "pillow", "imagecodecs", "tifffile", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg", "gdcm", "python-gdcm",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Survey:
       fingerprint: of the dataset.
       images: how many there are.
       looked_at: how many of them were looked at; what follows is of these, but for the splits.
+      decoders: versions of what has decoded them.
       splits: split -> images, as they came: what is cut from train counts under train.
       cut: the splits that are cut from train.
       pretrained_on: images that are not of test, less the unreadable ones among them.
@@ -69,6 +75,7 @@ class Survey:
     fingerprint: str
     images: int
     looked_at: int
+    decoders: str
     splits: dict[str, int]
     cut: tuple[str, ...]
     pretrained_on: int
@@ -162,6 +169,7 @@ def survey(
         fingerprint=dataset.fingerprint,
         images=total,
         looked_at=len(indices),
+        decoders=_decoders(),
         **_of_splits(dataset, unreadable.keys()),
         **_of_sizes(np.array([one.size for one in looks.values()])),
         channels=_counted(one.channels for one in looks.values()),
@@ -189,6 +197,8 @@ def save(found: Survey, folder: Path) -> None:
 def load(folder: Path, name: str, fingerprint: str) -> Survey | None:
     """What `save` kept of a dataset; None where there is nothing, or it is damaged.
 
+    Also where other decoders are installed by now, which may read what could not be read.
+
     Args:
       folder: a workdir's folder of surveys.
       name: of the dataset, as it is called now: one folder may be named in many ways.
@@ -196,6 +206,8 @@ def load(folder: Path, name: str, fingerprint: str) -> Survey | None:
     """
     content = read_json(path_of(folder, fingerprint), SURVEY)
     if content is None or content["fingerprint"] != fingerprint:
+        return None
+    if content["unreadable"] and content["decoders"] != _decoders():
         return None
     values = {field.name: _frozen(content[field.name]) for field in dataclasses.fields(Survey)}
     return Survey(**values | {"dataset": name})
@@ -207,7 +219,7 @@ def facts(found: Survey) -> dict[str, object]:
     Returns:
       'images' (count, without test), 'labelled' (bool), 'classes' (count), 'multi_label' (bool),
       'short_side' (median, pixels), 'channels' (the most that an image has), 'grey' (bool: no image
-      has colours), 'looked_at' (count).
+      has colours).
     """
     return {
         "images": found.pretrained_on,
@@ -222,12 +234,17 @@ def facts(found: Survey) -> dict[str, object]:
 
 def lines(found: Survey) -> list[str]:
     """A survey in words, for a terminal."""
-    part = "all" if found.looked_at == found.images else f"{found.looked_at:,} of the"
-    told = [f"{found.dataset}: looked at {part} {found.images:,} images"]
+    told = [f"{found.dataset}: looked at {looked_at(found)}"]
     told += [f"  {name:<12}{text}" for name, text in rows(found)]
     if found.all_alike:
         told.append("note: all images are the same one: there is nothing to learn from them")
     return told
+
+
+def looked_at(found: Survey) -> str:
+    """How many of how many images were looked at, in words."""
+    part = "all" if found.looked_at == found.images else f"{found.looked_at:,} of the"
+    return f"{part} {found.images:,} images"
 
 
 def rows(found: Survey) -> list[tuple[str, str]]:
@@ -326,6 +343,19 @@ def _in_threads(
                 yield done, future.result()
         for done, future in waiting:
             yield done, future.result()
+
+
+def _decoders() -> str:
+    found = {name: version for name in _DECODERS for version in _version(name)}
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def _version(name: str) -> list[str]:
+    """The version of a package, if it is installed."""
+    try:
+        return [metadata.version(name)]
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def _counted(kinds: Iterable[int]) -> dict[str, int]:

@@ -103,9 +103,11 @@ def of_stage(
 
 
 def compared(measures: Sequence[Row]) -> list[dict[str, str]]:
-    """The first and the last row of `measures.csv` side by side, in words."""
-    found = []
-    for column, (name, form, meaning) in MEASURES.items() if measures else ():
+    """The rows of `measures.csv` before training and the last, side by side, in words."""
+    found: list[dict[str, str]] = []
+    if not measures or measures[0]["step"]:  # what was before is not there any more
+        return found
+    for column, (name, form, meaning) in MEASURES.items():
         if column not in measures[0]:
             continue
         before, after = (

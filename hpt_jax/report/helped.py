@@ -38,7 +38,7 @@ def sentence(plan: Mapping[str, Any], rows: Sequence[ResultRow], root: Path) -> 
 
 
 def _by_labels(plan: Mapping[str, Any], rows: Sequence[ResultRow], root: Path) -> str:
-    """By the first evaluation: the last arm against the best, on validation, of those before it."""
+    """By the first evaluation: the best, on validation, of what was trained on it and was not."""
     evaluation = plan["config"]["evaluations"][0]
     values: dict[str, dict[tuple[str, int], list[float]]] = {"val": {}, "test": {}}
     for row in rows:
@@ -53,7 +53,7 @@ def _by_labels(plan: Mapping[str, Any], rows: Sequence[ResultRow], root: Path) -
     after = [place for place in mean["val"] if place[1]]
     if not before or not after:
         return ""
-    start, end = max(before, key=lambda place: mean["val"][place]), after[-1]
+    start, end = (max(some, key=mean["val"].__getitem__) for some in (before, after))
     was, now = mean["test"][start], mean["test"][end]
     images = _test_images(plan, evaluation, root)
     chance = _by_chance(was, now, images) if plan["metric"] == "top1" and images else None
@@ -63,8 +63,7 @@ def _by_labels(plan: Mapping[str, Any], rows: Sequence[ResultRow], root: Path) -
         f"after {end[1]:,} steps, {100 * was:.1f} % before ({start[0]}): {points(now - was)} points"
     )
     if chance is None:
-        word = "It helped" if now > was else "It did not help"
-        return f"{word}: {told}, and how many of them are chance is not known."
+        return f"Before and after: {told}; how many of them are chance is not known."
     if abs(now - was) <= chance:
         word = "It made no difference that can be told from chance"
     else:
@@ -97,6 +96,8 @@ def _by_features(plan: Mapping[str, Any], root: Path) -> str:
         return ""
     verdict = read_json(folder.health, HEALTH)
     if verdict is None or not folder.is_done or not measures or "retrieval" not in measures[0]:
+        return ""
+    if float(measures[0]["step"]):  # what was before is not there any more
         return ""
     was, now = (float(measures[place]["retrieval"]) for place in (0, -1))
     steps = int(measures[-1]["step"])

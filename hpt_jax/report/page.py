@@ -456,8 +456,8 @@ def _datasets(stages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _surveys(
     stages: Iterable[Mapping[str, Any]], root: Path
-) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What was found in each dataset that was looked at: its name, and (what, text) pairs."""
+) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Each dataset that was looked at: its name, how many images were, and (what, text) pairs."""
     data = [stage["dataset"] for stage in stages if stage["dataset"]]
     named = {one["fingerprint"]: one["name"] for one in data}
     folder = surveys_folder(root)
@@ -466,7 +466,7 @@ def _surveys(
         for fingerprint, name in named.items()
         if re.fullmatch("[0-9a-f]+", fingerprint)  # it is a file's name, and may be a stranger's
     )
-    return [(one.dataset, survey.rows(one)) for one in found if one]
+    return [(one.dataset, survey.looked_at(one), survey.rows(one)) for one in found if one]
 
 
 def _versions(stages: Iterable[Mapping[str, Any]]) -> dict[str, str]:

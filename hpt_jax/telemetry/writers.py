@@ -30,6 +30,10 @@ class MetricsWriter:
         void what is in the first. None: its own.
       prefix: of the names in TensorBoard.
 
+    Attributes:
+      events: what it writes to TensorBoard with.
+      rows: all so far, oldest first.
+
     Raises:
       UserError: the file is damaged.
     """
@@ -44,6 +48,7 @@ class MetricsWriter:
         self._path, self._prefix = csv_path, prefix
         # A stage that begins writes its row of step 0 again.
         self._rows = [row for row in read_metrics(csv_path) if start and int(row["step"]) <= start]
+        self.rows = [_numbers(row) for row in self._rows]
         self.events = events or EventsWriter(csv_path.parent, start)
         if self._rows:
             self._rewrite()
@@ -53,6 +58,7 @@ class MetricsWriter:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds the row of a step, or of the interval that ends with it."""
         self._rows.append({"step": str(step), **{k: repr(float(v)) for k, v in scalars.items()}})
+        self.rows.append(_numbers(self._rows[-1]))
         if len(self._rows) == 1:
             self._rewrite()
         else:
@@ -60,11 +66,6 @@ class MetricsWriter:
                 self._csv(file).writerow(self._rows[-1])
         named = {f"{self._prefix}{name}": value for name, value in scalars.items()}
         self.events.write_scalars(step, named)
-
-    @property
-    def rows(self) -> list[dict[str, float]]:
-        """All rows so far, oldest first."""
-        return [{name: float(cell) for name, cell in row.items()} for row in self._rows]
 
     def _csv(self, file: TextIO) -> csv.DictWriter[str]:
         # A stage that goes on in another study may have a column more or less: that of labels.
@@ -81,6 +82,10 @@ class MetricsWriter:
     def close(self) -> None:
         """Closes TensorBoard's file."""
         self.events.close()
+
+
+def _numbers(row: Mapping[str, str]) -> dict[str, float]:
+    return {name: float(cell) for name, cell in row.items()}
 
 
 class EventsWriter:
@@ -170,8 +175,12 @@ def read_metrics(csv_path: Path) -> list[dict[str, str]]:
 
 
 def copy_rows(source: Path, target: Path, last: int) -> None:
-    """Copies the rows of a `metrics.csv` up to the step `last`, if it is there."""
-    if not source.is_file():
+    """Copies the rows of a `metrics.csv` up to the step `last`, if it is there.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    if not read_metrics(source):
         return
     text = "".join(
         line

@@ -8,8 +8,14 @@ import pytest
 import scenarios
 from compare import TEN_STEPS, assert_close
 
+# What `pytest -m torch` compares at every step.
+LONG = ("hpt_bn",)
 
-@pytest.mark.parametrize("name", scenarios.GOLDEN)
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one in LONG)) for one in scenarios.GOLDEN],
+)
 def test_ten_steps_equal_the_kept_traces_of_pytorch(name: str) -> None:
     scenario = scenarios.GOLDEN[name]
     found = golden.kept(ours.trace(scenario), scenario.steps)

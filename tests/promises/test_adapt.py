@@ -215,6 +215,32 @@ def test_every_choice_is_told_with_its_reason_and_what_the_user_sets_is_his(tmp_
 
 
 @pytest.mark.usefixtures("no_stages")
+def test_folders_that_are_no_classes_need_not_be_judged_by(tmp_path):
+    for name in "ab":
+        made(tmp_path / "images" / name, picture("RGB"))
+    for fields, judged in ((), True), (("target=",), False):
+        workdir = tmp_path / f"w{judged}"
+        assert adapt(tmp_path / "images", workdir, *fields) == 0
+        plan = read_json(workdir / "plans" / "adapt.json", PLAN)
+        assert bool(plan["dataset"]) == judged
+        assert [run["arm"] for run in plan["runs"]] == (["random", "T"] if judged else ["T"])
+    assert choices(workdir)["target"] == ("none", "set by you")
+
+
+@pytest.mark.usefixtures("no_stages")
+def test_several_lengths_are_a_run_each_with_the_same_rows(tmp_path):
+    folder = made(tmp_path / "images", picture("RGB"), 40)
+    found = {}
+    for steps in ("100", "3000", "100,3000"):
+        assert adapt(folder, tmp_path / steps, f"steps={steps}", defaults=TINY[1:-1]) == 0
+        plan = read_json(tmp_path / steps / "plans" / "adapt.json", PLAN)
+        found[steps] = {run["stage_id"]: run["pretrain_steps"] for run in plan["runs"]}
+        assert plan["config"]["log_every_steps"] == 10
+    assert found["100,3000"] == found["100"] | found["3000"]
+    assert choices(tmp_path / "100,3000")["steps"][0] == "100, 3000"
+
+
+@pytest.mark.usefixtures("no_stages")
 def test_colours_are_left_alone_where_there_are_none(tmp_path, capsys):
     def grey(folder: Path, index: int) -> None:
         Image.fromarray(pixels_of(index, 1).repeat(3, axis=2)).save(folder / f"{index}.png")

@@ -78,7 +78,11 @@ def test_three_catalog_sets_go_from_base_to_source_to_target_to_the_probes(
 # Two devices, mapped either way, and pixels from the host: nothing else is asked of the run.
 @pytest.mark.parametrize(
     ("devices", "mapping", "pipeline"),
-    [(1, "pmap", "resident"), (2, "shard_map", "resident"), (2, "pmap", "host")],
+    [
+        pytest.param(1, "pmap", "resident", marks=pytest.mark.slow),
+        (2, "shard_map", "resident"),
+        pytest.param(2, "pmap", "host", marks=pytest.mark.slow),
+    ],
 )
 def test_devices_mapping_and_pipeline_change_no_stage_of_the_hierarchy(
     one_device: Path, tmp_path: Path, devices: int, mapping: str, pipeline: str
@@ -232,6 +236,7 @@ def test_a_large_set_is_scanned_once(
     assert len(list((tmp_path / "stages").glob("target-*/done.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_set_larger_than_the_memory_it_may_take_stays_below_it(tmp_path: Path) -> None:
     """Two hundred images of 3 MB decoded, read in a process whose peak is measured."""
     rng = np.random.default_rng(0)

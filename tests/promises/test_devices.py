@@ -44,7 +44,7 @@ def one_device(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         (2, "shard_map"),
         pytest.param(4, "shard_map", marks=pytest.mark.slow),
         (8, "shard_map"),
-        (4, "pmap"),
+        pytest.param(4, "pmap", marks=pytest.mark.slow),
     ],
 )
 def test_one_device_equals_many(

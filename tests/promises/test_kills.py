@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
-from kills import PHASES, Harness, differences, kill_until
+from kills import Harness, differences, kill_until
 
 # What one run is killed in.
 OFTEN = (
@@ -20,11 +20,9 @@ OFTEN = (
 )
 
 
-def test_a_run_that_is_killed_in_each_phase_equals_an_undisturbed_one(
-    images: Path, tmp_path: Path
-) -> None:
+def test_a_run_that_is_killed_equals_an_undisturbed_one(images: Path, tmp_path: Path) -> None:
     harness = Harness(tmp_path, images, more=False, seed=0)
-    got = kill_until(harness, ["resident"], PHASES, kills=len(PHASES), least=1)
+    got = kill_until(harness, ["resident"], ("step", "save"), kills=2, least=0)
     print(harness.table())
     # What was compared holds every kind of result, and a changed bit is seen.
     kinds = ("metrics.csv", "measures.csv", "health", "results.csv", "knn", "neighbours", "queue")

@@ -198,6 +198,7 @@ def test_a_dataset_that_changed_under_an_unfinished_stage_is_refused(
         run.run(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
