@@ -40,6 +40,7 @@ from hpt_jax.telemetry.writers import read_metrics
 from hpt_jax.workdir import read_json, stage_folder, surveys_folder, whole
 
 if TYPE_CHECKING:
+    import jinja2
     from matplotlib.figure import Figure
 
 
@@ -135,8 +136,6 @@ def write(
     Returns:
       The page.
     """
-    import jinja2
-
     plans = results.plans(root, lambda text: None)
     plans.sort(key=lambda plan: plan["study"] != first)
     told: dict[str, None] = {}  # one file may be looked for by several studies
@@ -145,22 +144,13 @@ def write(
         told[f"note: {path} is damaged, and left out of the report"] = None
 
     stages = _stages(root, damaged)
-    here = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= _FILTERS
     studies = [
         _study(plan, [row for row in rows if row.study == plan["study"]], stages, root, damaged)
         for plan in plans
     ]
     for text in told:
         line(text)
-    text = environment.get_template("page.html").render(
+    text = _template().render(
         studies=studies,
         running=running,
         curves=health.CURVES,
@@ -172,6 +162,21 @@ def write(
         # Names of files need not be UTF-8.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= _FILTERS
+    return environment.get_template("page.html")
 
 
 # Told of a file that is there and not whole.

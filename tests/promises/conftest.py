@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +25,24 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def quick_figures(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Draws each figure of a report once: what it shows is of no interest here."""
+@pytest.fixture(scope="module", autouse=True)
+def quick_figures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Draws each kind of figure of a report once: what it shows is of no interest here."""
     drawn = tmp_path_factory.getbasetemp() / "drawn"
     save = figures.save
 
     def save_once(figure: Any, path: str | os.PathLike[str]) -> None:
         path = Path(path)
-        if not (drawn / path.name).is_file():
-            save(figure, drawn / path.name)
+        kind = drawn / re.sub("-[0-9a-f]{8}", "", path.name)  # without the stage's hash
+        if not kind.is_file():
+            save(figure, kind)
         path.parent.mkdir(parents=True, exist_ok=True)
         for suffix in (".png", ".svg"):
-            path.with_suffix(suffix).write_bytes(
-                (drawn / path.name).with_suffix(suffix).read_bytes()
-            )
+            path.with_suffix(suffix).write_bytes(kind.with_suffix(suffix).read_bytes())
 
-    monkeypatch.setattr(figures, "save", save_once)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save", save_once)
+        yield
 
 
 @pytest.fixture

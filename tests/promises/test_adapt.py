@@ -147,7 +147,6 @@ def test_images_of_every_kind_are_told_and_read(name, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_figures")
 @pytest.mark.parametrize("name", KINDS)
 def test_images_of_every_kind_go_from_a_folder_to_an_export(name, tmp_path, capsys):
     kind = KINDS[name]
@@ -162,7 +161,6 @@ def test_images_of_every_kind_go_from_a_folder_to_an_export(name, tmp_path, caps
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_figures")
 def test_a_backbone_goes_from_colour_to_bands_to_grey_and_back(tmp_path, capsys):
     given = "random"
     for step, name in enumerate(("RGB", "5 bands of 16 bits", "grey", "RGB")):

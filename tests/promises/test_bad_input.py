@@ -27,7 +27,6 @@ def check(case: Case, root: Path) -> None:
         assert outcome.err == ""
 
 
-@pytest.mark.usefixtures("quick_figures")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bad_input_works_or_is_one_clear_message(
     case: Case, tmp_path: Path, request: pytest.FixtureRequest

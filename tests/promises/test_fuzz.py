@@ -141,7 +141,6 @@ def test_mutated_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_figures")
 def test_many_mutated_images(tmp_path: Path) -> None:
     fuzz_images(tmp_path, SLOW[0], 25)
 
@@ -260,7 +259,6 @@ def fitting(name: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_figures")
 def test_mutated_configs_that_train(tmp_path: Path) -> None:
     """Each mutation of one or two fields to something that the field might take, to its end."""
     rng, exits = random.Random(3), []
