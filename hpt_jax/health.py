@@ -138,17 +138,20 @@ def history(known: Facts, metrics: Rows, measures: Rows) -> list[Verdict]:
     ]
 
 
-def as_json(now: Verdict, past: Sequence[Verdict]) -> dict[str, Any]:
+def as_json(now: Verdict, past: Sequence[Verdict], advice: str = "") -> dict[str, Any]:
     """The content of `health.json`.
 
     Args:
       now: the verdict.
       past: those before it, as `history` gives them.
+      advice: what else there is to advise.
     """
     return {
         **_said(now),
         "history": [_said(one) for one in past],
-        "recommendation": " ".join(one.advice for one in now.findings),
+        "recommendation": " ".join(
+            [*(one.advice for one in now.findings), *filter(None, [advice])]
+        ),
     }
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hpt_jax import health
+from hpt_jax import health, stopping
 from hpt_jax.augment import geometric, photometric
 from hpt_jax.data import order
 from hpt_jax.data.loader import Crops, Plan
@@ -152,7 +152,7 @@ class Observer:
         self._of_moco = "queue_fill" in training.method.METRICS
         self._facts = health.facts(training.stage)
         self._past = health.history(self._facts, self._losses, self._measures.rows)
-        self._level = ""
+        self._level, self._advised = "", False
 
     def log(self, step: int, means: Mapping[str, float], data_wait: float) -> None:
         """Writes what an interval was like.
@@ -187,12 +187,16 @@ class Observer:
         return health.judge(self._facts, self._losses, self._measures.rows)
 
     def _judge(self, step: int, tell: bool = False) -> None:
-        found = self._verdict()
-        write_json(self._folder.health, health.as_json(found, self._past))
+        found, stage = self._verdict(), self._training.stage
+        images, measures = len(self._training.data.rows), self._measures.rows
+        advice = "" if found.level == "alarm" else stopping.advice(stage, images, measures)
+        write_json(self._folder.health, health.as_json(found, self._past, advice))
         if tell or found.level != self._level:
             mark = "alarm: " if found.level == "alarm" else ""
-            self._line(f"{mark}{self._training.stage.id}: step {step}: {found.text}")
-        self._level = found.level
+            self._line(f"{mark}{stage.id}: step {step}: {found.text}")
+        if advice and (not self._advised or step == stage.steps):
+            self._line(f"{stage.id}: step {step}: {advice}")
+        self._level, self._advised = found.level, bool(advice)
         self._refresh()
 
     def close(self) -> None:
