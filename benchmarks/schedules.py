@@ -33,15 +33,16 @@ def study(
     schedules: Sequence[str] = SCHEDULES,
     budgets: Sequence[int] = BUDGETS,
     seeds: Sequence[int] = SEEDS,
+    subset: int | float = 1.0,
 ) -> ConfigDict:
-    """All budgets of one set under each schedule."""
+    """All budgets of one set, or of some of its images, under each schedule."""
     config = make_study(place, seeds, data_dir, out)
     for start, arm in STARTS.items():
         for schedule in schedules:
             name = f"{start}_{schedule}"
             optimizer = dict(schedule=schedule, learning_rate=RATES[start])
             config.stages[name] = dict(
-                dataset=SETS[place], steps=tuple(budgets), optimizer=optimizer
+                dataset=SETS[place], subset=subset, steps=tuple(budgets), optimizer=optimizer
             )
             before = ("base",) if start == "base" else ()
             config.arms[f"{arm}@{schedule}"] = (*before, name)
