@@ -3,9 +3,9 @@
     python benchmarks/stopping.py --data_dir DATA --out DIR [SET ...]
 
 Of each set and of 500 of its images, from random weights and from a base, one seed, one run under
-the schedule 'anytime' that ends after each of the budgets. At the end of each: what `hpt_jax.stopping` says, and what
-twice the steps did to the linear probe on test images. Prints two tables in Markdown, which
-docs/stopping.md holds. The same command continues.
+the schedule 'anytime' that ends after each of the budgets. At the end of each: what
+`hpt_jax.stopping` says, and what twice the steps did to the linear probe on test images. Prints two
+tables in Markdown, which docs/stopping.md holds. The same command continues.
 """
 
 from __future__ import annotations
