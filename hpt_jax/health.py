@@ -24,6 +24,7 @@ LEARNED = 0.02  # nats below chance
 PATIENCE = 20, 100  # steps until there is something to judge: a quarter of the stage, within these
 FLAT_UNIFORMITY = -0.05  # above: all images are alike to the features
 LOST_RANK = 0.4  # share of the rank before training
+LOST_RETRIEVAL = 0.02  # below that before training; healthy runs were always above it
 OWN_KEYS = 2.0  # of an image among its own negatives
 
 
@@ -304,6 +305,20 @@ def _features_alike(known: Facts, metrics: Rows, measures: Rows) -> Finding | No
     return Finding("alarm", text, advice)
 
 
+def _forgetting(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
+    if not measures or measures[0]["step"] or not _has_begun(known, metrics, measures):
+        return None
+    before, now = (measures[place]["retrieval"] for place in (0, -1))
+    if now >= before - LOST_RETRIEVAL:
+        return None
+    text = f"views are found again less well than before (retrieval {now:.2f}, {before:.2f} before)"
+    advice = (
+        "Some of what it started from is lost: lower optimizer.learning_rate, and look at "
+        "moco.momentum (usual: 0.99 to 0.999) and moco.temperature (0.07 to 0.2)."
+    )
+    return Finding("watch", text, advice)
+
+
 def _one_group(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
     if known.bn_groups > 1 or not metrics:
         return None
@@ -328,6 +343,7 @@ _CHECKS = (
     _above_chance,
     _not_learning,
     _too_easy,
+    _forgetting,
     _one_group,
     _own_keys,
 )

@@ -97,9 +97,11 @@ def test_each_curve_has_its_limit(column: str, value: float, expected: str) -> N
         ("rankme", 19.0, "alarm"),
         ("rankme", 21.0, "healthy"),
         ("rankme", 500.0, "healthy"),
+        ("retrieval", -0.001, "watch"),
+        ("retrieval", 0.001, "healthy"),
     ],
 )
-def test_features_that_become_alike_are_an_alarm(column: str, value: float, expected: str) -> None:
+def test_each_measure_has_its_limit(column: str, value: float, expected: str) -> None:
     assert level(measures=measures(**{column: value})) == expected
 
 
