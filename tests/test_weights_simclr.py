@@ -92,7 +92,13 @@ class Network:
 
 @pytest.mark.parametrize(
     ("width", "cifar", "side"),
-    [(8, False, 64), pytest.param(16, False, 96, marks=pytest.mark.slow), (8, True, 32)],
+    [
+        (8, True, 32),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in [(8, False, 64), (16, False, 96)]
+        ),
+    ],
 )
 def test_simclrs_checkpoint_computes_what_its_network_computes(tmp_path, width, cifar, side):
     network = Network(width, cifar)

@@ -76,13 +76,10 @@ def test_three_catalog_sets_go_from_base_to_source_to_target_to_the_probes(
 
 
 # Two devices, mapped either way, and pixels from the host: nothing else is asked of the run.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "mapping", "pipeline"),
-    [
-        pytest.param(1, "pmap", "resident", marks=pytest.mark.slow),
-        (2, "shard_map", "resident"),
-        pytest.param(2, "pmap", "host", marks=pytest.mark.slow),
-    ],
+    [(1, "pmap", "resident"), (2, "shard_map", "resident"), (2, "pmap", "host")],
 )
 def test_devices_mapping_and_pipeline_change_no_stage_of_the_hierarchy(
     one_device: Path, tmp_path: Path, devices: int, mapping: str, pipeline: str
@@ -106,8 +103,15 @@ def test_devices_mapping_and_pipeline_change_no_stage_of_the_hierarchy(
 @pytest.mark.parametrize(
     "name",
     [
-        "resisc45", "uc_merced", "oxford_flowers102", "domainnet", "imagenet2012", "eurosat",
-        "cifar10", "voc/2007", "coco/2014",
+        "imagenet2012",
+        "coco/2014",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                "resisc45", "uc_merced", "oxford_flowers102", "domainnet", "eurosat", "cifar10",
+                "voc/2007",
+            )
+        ),
     ],
 )  # fmt: skip
 def test_every_mocked_set_runs_from_config_to_probe(tmp_path: Path, name: str) -> None:

@@ -97,7 +97,14 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert results(config, workdir) == results(config, whole)
 
 
-@pytest.mark.parametrize("needed_by", ["a child", "an evaluation", "a picture", "a lineage"])
+@pytest.mark.parametrize(
+    "needed_by",
+    [
+        "a child",
+        "a lineage",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("an evaluation", "a picture")),
+    ],
+)
 def test_a_finished_stage_with_a_damaged_end_is_trained_on_where_it_is_needed(
     images: Path, whole: Path, workdir: Path, needed_by: str
 ) -> None:

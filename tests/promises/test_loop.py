@@ -108,6 +108,7 @@ def test_resume_is_bit_exact(
     assert folder.health.read_bytes() == whole.health.read_bytes()
 
 
+@pytest.mark.slow
 def test_bfloat16_trains(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     (tmp_path / "patterns").mkdir()
