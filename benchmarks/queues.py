@@ -2,8 +2,8 @@
 
     python benchmarks/queues.py --data_dir DATA --out DIR [SET ...]
 
-Of each set 500 of its images are pretrained on, 300 steps from a base, three seeds, by queues of a
-quarter to 16 times as many keys, with and without the mask; the linear probe and nearest neighbours
+Of each set 500 of its images are pretrained on, 200 steps from a base, three seeds, by queues of a
+quarter to 8 times as many keys, with and without the mask; the linear probe and nearest neighbours
 on all test images. Prints a table in Markdown, which docs/small-sets.md holds. The same command
 continues.
 """
@@ -18,8 +18,8 @@ from small_runs import RATES, SETS, arguments, make_study, results
 from hpt_jax.report.claims import Claim, Results
 from hpt_jax.report.tables import ResultRow, points, spread, summarize
 
-IMAGES, STEPS, SEEDS = 500, 300, (0, 1, 2)
-QUEUES = (128, 512, 2048, 8192)
+IMAGES, STEPS, SEEDS = 500, 200, (0, 1, 2)
+QUEUES = (128, 512, 4096)
 ALIKE = 512  # about one key an image: what the others are compared with
 
 
