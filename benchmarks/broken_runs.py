@@ -218,7 +218,7 @@ def verdicts(kept: dict[str, Any]) -> list[health.Verdict]:
 
 
 def table_row(name: str, kept: dict[str, Any]) -> str:
-    """A case as a row in Markdown: what was done, the verdict, since which step, and why."""
+    """A case in Markdown: what was done, retrieval before and after, verdict, since when, why."""
     said = verdicts(kept)
     worst = max((one.level for one in said), key=health.LEVELS.index)
     first = next(one for one in said if one.level == worst)
@@ -226,7 +226,8 @@ def table_row(name: str, kept: dict[str, Any]) -> str:
     why = "; ".join(filter(None, [why, kept["ended"] and "ended by itself: diverged"]))
     since = first.step if worst != health.LEVELS[0] else ""
     what = cases()[name][2].what
-    return f"| {what} | {name.partition(', ')[2]} | {worst} | {since} | {why} |"
+    found = " to ".join(f"{kept['measures'][place]['retrieval']:.2f}" for place in (0, -1))
+    return f"| {what} | {name.partition(', ')[2]} | {found} | {worst} | {since} | {why} |"
 
 
 def main() -> None:
@@ -240,7 +241,8 @@ def main() -> None:
         run_case(arguments.case, arguments.data_dir, arguments.out)
         return
     base(arguments.data_dir, arguments.out)
-    print("| what was done | images | verdict | since step | why |\n|---|---|---|---|---|")
+    print("| what was done | images | retrieval | verdict | since step | why |")
+    print("|---|---|---|---|---|---|")
     for name in cases():
         path = curves_of(name, arguments.out)
         if not path.is_file():

@@ -42,7 +42,7 @@ class Case:
       arm: T or B+T.
       steps: it took.
       passes: over the images.
-      gain: of retrieval in the last doubling before the rate fell; None: not known.
+      gain: of retrieval in the last two doublings before the rate fell; None: not known.
       said: 'levelled off', 'go on' or 'nothing yet'.
       brought: by twice the steps, to the linear probe on test; a difference of fractions.
     """

@@ -19,6 +19,7 @@ LEVELS = ("healthy", "watch", "alarm")
 COLLAPSED_SPREAD = 0.25  # of embeddings; healthy runs have 0.35 to 1
 STALE_GAP = 0.3  # of `queue_gap` times the temperature; healthy runs have at most 0.2
 TOO_EASY = 0.97  # share of positives that beat all negatives
+TOO_ALIKE = 0.97  # of `retrieval` before training; healthy runs have at most 0.5
 ABOVE_CHANCE = 0.5  # nats
 LEARNED = 0.02  # nats below chance
 PATIENCE = 20, 100  # steps until there is something to judge: a quarter of the stage, within these
@@ -305,6 +306,13 @@ def _features_alike(known: Facts, metrics: Rows, measures: Rows) -> Finding | No
     return Finding("alarm", text, advice)
 
 
+def _views_alike(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
+    if not measures or measures[0]["step"] or measures[0]["retrieval"] < TOO_ALIKE:
+        return None
+    text = "the two views of an image are found before anything is learned: they are too alike"
+    return Finding("watch", text, "Look at views.png: stronger augmentation leaves more to learn.")
+
+
 def _forgetting(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
     if not measures or measures[0]["step"] or not _has_begun(known, metrics, measures):
         return None
@@ -343,6 +351,7 @@ _CHECKS = (
     _above_chance,
     _not_learning,
     _too_easy,
+    _views_alike,
     _forgetting,
     _one_group,
     _own_keys,

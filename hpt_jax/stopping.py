@@ -10,8 +10,8 @@ import math
 from hpt_jax import plan
 from hpt_jax.health import Rows
 
-GAIN = 0.02  # of `retrieval` in a doubling of the steps; with less it has levelled off
-PASSES = 10  # over the images, before which nothing is said: at first it may rest, and rise later
+GAIN = 0.02  # of `retrieval` while the steps grow fourfold; with less it has levelled off
+PASSES = 10  # over the images, before which nothing is said
 
 
 def advice(stage: plan.Stage, images: int, measures: Rows) -> str:
@@ -28,7 +28,7 @@ def advice(stage: plan.Stage, images: int, measures: Rows) -> str:
     gained = gain(steady)
     if gained is None or steady[-1]["step"] * stage.config.batch_size < PASSES * images:
         return ""
-    told = f"Retrieval rose by {100 * gained:.1f} points in the last doubling of the steps"
+    told = f"Retrieval rose by {100 * gained:.1f} points while the steps grew fourfold"
     if gained < GAIN:
         enough = math.ceil(last / (1 - stage.config.optimizer.decay)) if anytime else stage.steps
         if last >= stage.steps:
@@ -44,7 +44,9 @@ def advice(stage: plan.Stage, images: int, measures: Rows) -> str:
 
 
 def gain(measures: Rows) -> float | None:
-    """What retrieval gained since half of the steps; None where there was no look then.
+    """What retrieval gained since a quarter of the steps; None where there was no look then.
+
+    Over a single doubling it often rests, and rises again.
 
     Args:
       measures: rows of `measures.csv`, oldest first.
@@ -52,5 +54,5 @@ def gain(measures: Rows) -> float | None:
     if not measures:
         return None
     now = measures[-1]
-    before = [row for row in measures if 0 < row["step"] <= math.ceil(now["step"] / 2)]
+    before = [row for row in measures if 0 < row["step"] <= math.ceil(now["step"] / 4)]
     return now["retrieval"] - before[-1]["retrieval"] if before else None

@@ -183,6 +183,13 @@ def test_one_batch_norm_group_is_watched_and_masked_keys_are_no_trouble() -> Non
     assert level(known={"masked": True}, metrics=metrics(own_keys=9.0)) == "healthy"
 
 
+@pytest.mark.parametrize(("retrieval", "expected"), [(0.98, "watch"), (0.96, "healthy")])
+def test_views_that_are_found_before_training_are_watched(retrieval, expected) -> None:
+    rows = [row | {"retrieval": retrieval} for row in measures()]
+    assert level(measures=rows) == expected
+    assert level(metrics=[], measures=rows[:1]) == expected
+
+
 def test_the_worst_is_told_first_and_advice_on_all() -> None:
     known = dataclasses.replace(KNOWN, bn_groups=1)
     found = health.judge(known, metrics(embedding_std=0.1), measures())

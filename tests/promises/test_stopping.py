@@ -1,4 +1,4 @@
-"""When to stop is told by how much the last doubling of the steps has brought."""
+"""When to stop is told by how much the last two doublings of the steps have brought."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ def stage(schedule: str, steps: int) -> plan.Stage:
 
 
 def rising(until: int, each: float) -> list[dict[str, float]]:
-    """Rows in which every doubling adds `each`."""
+    """Rows in which every fourfold adds `each`."""
     looks = [step for step in LOOKS if step <= until]
     return [
-        {"step": float(step), "retrieval": 0.1 + each * place / 2}
+        {"step": float(step), "retrieval": 0.1 + each * place / 4}
         for place, step in enumerate(looks)
     ]
 
 
-@pytest.mark.parametrize("until", LOOKS[3:])
-def test_the_gain_is_that_of_a_doubling(until: int) -> None:
+@pytest.mark.parametrize("until", LOOKS[5:])
+def test_the_gain_is_that_of_two_doublings(until: int) -> None:
     assert stopping.gain(rising(until, 0.03)) == pytest.approx(0.03)
 
 
-def test_without_a_look_at_half_of_the_steps_there_is_no_gain() -> None:
+def test_without_a_look_at_a_quarter_of_the_steps_there_is_no_gain() -> None:
     assert stopping.gain([]) is None
-    assert stopping.gain(rising(25, 0.03)) is None
+    assert stopping.gain(rising(71, 0.03)) is None
 
 
 def test_a_run_that_has_levelled_off_can_end_with_a_decay_from_here() -> None:
     said = stopping.advice(stage("anytime", 2000), 1000, rising(400, 0.01))
-    assert "rose by 1.0 points in the last doubling" in said
+    assert "rose by 1.0 points while the steps grew fourfold" in said
     assert "stop and set the steps to 500" in said
     assert stage("anytime", 500).branch_step == 400
 
