@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from support import write_images
 
 from hpt_jax import run
 from hpt_jax.report import figures
+from hpt_jax.workdir import whole
 
 
 @pytest.fixture(scope="session")
@@ -36,9 +38,9 @@ def quick_figures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         kind = drawn / re.sub("-[0-9a-f]{8}", "", path.name)  # without the stage's hash
         if not kind.is_file():
             save(figure, kind)
-        path.parent.mkdir(parents=True, exist_ok=True)
         for suffix in (".png", ".svg"):
-            path.with_suffix(suffix).write_bytes(kind.with_suffix(suffix).read_bytes())
+            with whole(path.with_suffix(suffix)) as temporary:
+                shutil.copyfile(kind.with_suffix(suffix), temporary)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "save", save_once)

@@ -64,7 +64,7 @@ def test_a_study_runs_on_the_aerial_triple_where_it_is_at_hand(analysis, tmp_pat
 
 
 # Which train most.
-LONG = tuple(one for one in ANALYSES if one not in ("sequential", "semi_supervised"))
+LONG = tuple(one for one in ANALYSES if one != "sequential")
 
 
 @pytest.mark.parametrize(

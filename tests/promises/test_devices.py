@@ -41,7 +41,7 @@ def one_device(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.mark.parametrize(
     ("devices", "mapping"),
     [
-        (2, "shard_map"),
+        pytest.param(2, "shard_map", marks=pytest.mark.slow),
         pytest.param(4, "shard_map", marks=pytest.mark.slow),
         (8, "shard_map"),
         pytest.param(4, "pmap", marks=pytest.mark.slow),

@@ -20,6 +20,7 @@ OFTEN = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_equals_an_undisturbed_one(images: Path, tmp_path: Path) -> None:
     harness = Harness(tmp_path, images, more=False, seed=0)
     got = kill_until(harness, ["resident"], ("step", "save"), kills=2, least=0)
