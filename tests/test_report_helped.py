@@ -43,12 +43,13 @@ def plan(metric: str = "top1", **fields: Any) -> dict[str, Any]:
 
 
 def rows(**test: float) -> list[ResultRow]:
+    """On validation all are alike."""
     return [
         ResultRow(
-            "adapt", arm, "", "folder:x", ARMS[arm], "linear", "top1", split, value, 0, "val", "0"
+            "adapt", arm, "", "folder:x", ARMS[arm], "linear", "top1", split, found, 0, "val", "0"
         )
         for arm, value in test.items()
-        for split in ("val", "test")
+        for split, found in (("val", 0.5), ("test", value))
     ]
 
 

@@ -38,7 +38,7 @@ def sentence(plan: Mapping[str, Any], rows: Sequence[ResultRow], root: Path) -> 
 
 
 def _by_labels(plan: Mapping[str, Any], rows: Sequence[ResultRow], root: Path) -> str:
-    """By the first evaluation: the best, on validation, of what was trained on it and was not."""
+    """By the first evaluation: what was trained on it, the best on validation, against before."""
     evaluation = plan["config"]["evaluations"][0]
     values: dict[str, dict[tuple[str, int], list[float]]] = {"val": {}, "test": {}}
     for row in rows:
@@ -53,7 +53,9 @@ def _by_labels(plan: Mapping[str, Any], rows: Sequence[ResultRow], root: Path) -
     after = [place for place in mean["val"] if place[1]]
     if not before or not after:
         return ""
-    start, end = (max(some, key=mean["val"].__getitem__) for some in (before, after))
+    # The best there was, by test itself: it is not to be flattered by what validation prefers.
+    start = max(before, key=mean["test"].__getitem__)
+    end = max(after, key=mean["val"].__getitem__)
     was, now = mean["test"][start], mean["test"][end]
     images = _test_images(plan, evaluation, root)
     chance = _by_chance(was, now, images) if plan["metric"] == "top1" and images else None
