@@ -199,7 +199,7 @@ def curves_of(name: str, out: Path) -> Path:
 def _rows(path: Path) -> list[dict[str, float]]:
     """The rows of a file of metrics, in six digits, which are enough to judge by."""
     return [
-        {column: float(f"{float(cell):.6g}") for column, cell in row.items()}
+        {column: float(f"{value:.6g}") for column, value in row.items()}
         for row in read_metrics(path)
     ]
 

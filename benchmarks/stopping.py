@@ -55,10 +55,7 @@ def end(stage: plan.Stage, probe: float, workdir: Path) -> End:
     """What a finished stage's files say."""
     folder = stage_folder(workdir, stage.id)
     images = read_json(folder.lineage, LINEAGE)["dataset"]["pretrained_on"]
-    measures = [
-        {column: float(cell) for column, cell in row.items()}
-        for row in read_metrics(folder.measures)
-    ]
+    measures = read_metrics(folder.measures)
     text = stopping.advice(stage, images, measures)
     said = next(word for part, word in SAID.items() if part in text)
     return End(images, probe, measures[-1]["retrieval"], said)

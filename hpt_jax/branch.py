@@ -24,7 +24,7 @@ def branch(stage: plan.Stage, root: Path, line: Callable[[str], None]) -> None:
       line: told of what it goes on from.
     """
     folder = stage_folder(root, stage.id)
-    if not stage.trunk or checkpoints.numbered(folder.checkpoints):
+    if checkpoints.numbered(folder.checkpoints):
         return
     for step, other in shared(stage, root):
         try:  # rows first: a checkpoint counts on them
@@ -39,6 +39,8 @@ def branch(stage: plan.Stage, root: Path, line: Callable[[str], None]) -> None:
 
 def shared(stage: plan.Stage, root: Path) -> list[tuple[int, StageFolder]]:
     """The checkpoints of other stages that are a stage's own too, the latest first."""
+    if not stage.trunk:
+        return []
     found = []
     for path in (root / "stages").glob("*/lineage.json"):
         lineage, folder = read_json(path, LINEAGE), StageFolder(path.parent)

@@ -172,8 +172,7 @@ class Observer:
         state = carry.state
         found = measure(self._training, state.backbone, state.rng, self._labelled)
         self._measures.write(step, found)
-        self._past.append(self._verdict())
-        self._judge(step, tell=True)
+        self._judge(step, look=True)
 
     def show(self, step: int, name: str, picture: np.ndarray) -> None:
         """Gives TensorBoard a picture u8[height, width, 3]."""
@@ -183,15 +182,14 @@ class Observer:
     def _losses(self) -> health.Rows:
         return self._metrics.rows if self._of_moco else []
 
-    def _verdict(self) -> health.Verdict:
-        return health.judge(self._facts, self._losses, self._measures.rows)
-
-    def _judge(self, step: int, tell: bool = False) -> None:
-        found, stage = self._verdict(), self._training.stage
-        images, measures = len(self._training.data.rows), self._measures.rows
+    def _judge(self, step: int, look: bool = False) -> None:
+        stage, images = self._training.stage, len(self._training.data.rows)
+        measures = self._measures.rows
+        found = health.judge(self._facts, self._losses, measures)
+        self._past += [found] if look else []
         advice = "" if found.level == "alarm" else stopping.advice(stage, images, measures)
         write_json(self._folder.health, health.as_json(found, self._past, advice))
-        if tell or found.level != self._level:
+        if look or found.level != self._level:
             mark = "alarm: " if found.level == "alarm" else ""
             self._line(f"{mark}{stage.id}: step {step}: {found.text}")
         if advice and (not self._advised or step == stage.steps):

@@ -121,19 +121,11 @@ def train(
       display: where progress goes.
       stop: whether a signal has asked to stop; told when there is something to save.
     """
-    stage, steps, start, views = training.stage, training.steps, 0, None
-    found = saver.restore_newest(training.saved_like(), display.line)
-    if found:
-        start, carry = found[0], training.restored(found[1])
-        display.line(f"{stage.id}: continues after step {start}")
-    else:
-        initial = begin()
-        carry = training.initial(initial)
-        del initial  # of which a copy is trained
-    if not (folder.path / "parameters.txt").is_file():
-        writers.write_parameter_overview(
-            carry.state.backbone.params, folder.path / "parameters.txt"
-        )
+    stage, steps, views = training.stage, training.steps, None
+    start, carry = _restored_or_initial(training, begin, saver, display)
+    overview = folder.path / "parameters.txt"
+    if not overview.is_file():
+        writers.write_parameter_overview(carry.state.backbone.params, overview)
     if stage.trains and not folder.views.is_file():
         with display.working(f"{stage.id}: drawing views"):
             views = pictures.write_views(folder.views, training, carry.state.rng)
@@ -179,6 +171,21 @@ def train(
             if asked:
                 break
     return start
+
+
+def _restored_or_initial(
+    training: Training,
+    begin: Callable[[], Backbone],
+    saver: checkpoints.Checkpoints,
+    display: Display,
+) -> tuple[int, Carry]:
+    """The step to go on from, and what is carried there; as of `train`."""
+    found = saver.restore_newest(training.saved_like(), display.line)
+    if not found:
+        return 0, training.initial(begin())
+    start, tree = found
+    display.line(f"{training.stage.id}: continues after step {start}")
+    return start, training.restored(tree)
 
 
 class _Timed:
@@ -229,10 +236,7 @@ def _check_finite(
     if bad < 0:
         return
     saver.wait()
-    rows = [
-        {name: float(value) for name, value in row.items()}
-        for row in writers.read_metrics(folder.metrics)[-5:]
-    ]
+    rows = writers.read_metrics(folder.metrics)[-5:]
     if float(carry.totals["count"]):  # not written yet
         rows.append({"step": int(carry.state.step), **_means(carry.totals)})
     history = "".join(

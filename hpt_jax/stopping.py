@@ -30,9 +30,10 @@ def advice(stage: plan.Stage, images: int, measures: Rows) -> str:
         return ""
     told = f"Retrieval rose by {100 * gained:.1f} points while the steps grew fourfold"
     if gained < GAIN:
-        enough = math.ceil(last / (1 - stage.config.optimizer.decay)) if anytime else stage.steps
         if last >= stage.steps:
             return f"{told}: it has levelled off, and more steps are unlikely to help much."
+        steady_share = 1 - stage.config.optimizer.decay
+        enough = math.ceil(last / steady_share) if anytime and steady_share else stage.steps
         if enough < stage.steps:
             return (
                 f"{told}: it has levelled off. To end here, stop and set the steps to {enough:,}."

@@ -346,16 +346,11 @@ def _in_threads(
 
 
 def _decoders() -> str:
-    found = {name: version for name in _DECODERS for version in _version(name)}
-    return ", ".join(f"{name} {version}" for name, version in found.items())
-
-
-def _version(name: str) -> list[str]:
-    """The version of a package, if it is installed."""
-    try:
-        return [metadata.version(name)]
-    except metadata.PackageNotFoundError:
-        return []
+    found = []
+    for name in _DECODERS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return ", ".join(found)
 
 
 def _counted(kinds: Iterable[int]) -> dict[str, int]:

@@ -148,7 +148,7 @@ def _filled_at(metrics: Sequence[Row]) -> float:
 
 def _rows(path: Path, damaged: Callable[[Path], None]) -> list[Row]:
     try:
-        return [{name: float(cell) for name, cell in row.items()} for row in read_metrics(path)]
+        return [*read_metrics(path)]
     except UserError:
         damaged(path)
         return []

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hpt_jax.errors import UserError
-from hpt_jax.report.tables import ResultRow, points
+from hpt_jax.report.tables import ResultRow, points, summarize
 from hpt_jax.shapes import EVALUATION, HEALTH
 from hpt_jax.telemetry.writers import read_metrics
 from hpt_jax.workdir import read_json, stage_folder
@@ -40,29 +39,22 @@ def sentence(plan: Mapping[str, Any], rows: Sequence[ResultRow], root: Path) -> 
 def _by_labels(plan: Mapping[str, Any], rows: Sequence[ResultRow], root: Path) -> str:
     """By the first evaluation: what was trained on it, the best on validation, against before."""
     evaluation = plan["config"]["evaluations"][0]
-    values: dict[str, dict[tuple[str, int], list[float]]] = {"val": {}, "test": {}}
-    for row in rows:
-        if row.evaluation == evaluation:
-            place = row.arm, row.pretrain_steps
-            values[row.split].setdefault(place, []).append(row.value)
-    mean = {
-        split: {place: statistics.fmean(each) for place, each in of_split.items()}
-        for split, of_split in values.items()
-    }
-    before = [place for place in mean["val"] if not place[1]]
-    after = [place for place in mean["val"] if place[1]]
+    mine = [row for row in rows if row.evaluation == evaluation]
+    test = {(one.arm, one.pretrain_steps): one.mean for one in summarize(mine)}
+    # The best there was, by test itself: it is not to be flattered by what validation prefers.
+    before = [place for place in test if not place[1]]
+    after = [one for one in summarize(mine, "val") if one.pretrain_steps]
     if not before or not after:
         return ""
-    # The best there was, by test itself: it is not to be flattered by what validation prefers.
-    start = max(before, key=mean["test"].__getitem__)
-    end = max(after, key=mean["val"].__getitem__)
-    was, now = mean["test"][start], mean["test"][end]
+    start, last = max(before, key=test.__getitem__), max(after, key=lambda one: one.mean)
+    was, now = test[start], test[last.arm, last.pretrain_steps]
     images = _test_images(plan, evaluation, root)
     chance = _by_chance(was, now, images) if plan["metric"] == "top1" and images else None
     on = f"{images:,} test images" if images else "test"
     told = (
         f"on {on} {_PLAIN.get(evaluation, evaluation)} gets {100 * now:.1f} % ({plan['metric']}) "
-        f"after {end[1]:,} steps, {100 * was:.1f} % before ({start[0]}): {points(now - was)} points"
+        f"after {last.pretrain_steps:,} steps, {100 * was:.1f} % before ({start[0]}): "
+        f"{points(now - was)} points"
     )
     if chance is None:
         return f"Before and after: {told}; how many of them are chance is not known."
@@ -99,9 +91,9 @@ def _by_features(plan: Mapping[str, Any], root: Path) -> str:
     verdict = read_json(folder.health, HEALTH)
     if verdict is None or not folder.is_done or not measures or "retrieval" not in measures[0]:
         return ""
-    if float(measures[0]["step"]):  # what was before is not there any more
+    if measures[0]["step"]:  # what was before is not there any more
         return ""
-    was, now = (float(measures[place]["retrieval"]) for place in (0, -1))
+    was, now = (measures[place]["retrieval"] for place in (0, -1))
     steps = int(measures[-1]["step"])
     told = (
         f"an image's other view is found again to {100 * now:.0f} % after {steps:,} steps, to "

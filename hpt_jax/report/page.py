@@ -386,7 +386,7 @@ def training_curves(
             continue
         steps = [int(row["step"]) for row in rows]
         for column in sorted(set(rows[0]) - {"step", "learning_rate", "queue_fill"}):
-            values = [float(row[column]) for row in rows]
+            values = [row[column] for row in rows]
             found.append(figures.Curve(column.replace("_", " "), _chain(one), steps, values))
     return sorted(found, key=lambda curve: (curve.panel != "loss", curve.panel))
 

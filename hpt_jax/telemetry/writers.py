@@ -47,45 +47,44 @@ class MetricsWriter:
     ):
         self._path, self._prefix = csv_path, prefix
         # A stage that begins writes its row of step 0 again.
-        self._rows = [row for row in read_metrics(csv_path) if start and int(row["step"]) <= start]
-        self.rows = [_numbers(row) for row in self._rows]
+        self.rows = [row for row in read_metrics(csv_path) if start and row["step"] <= start]
         self.events = events or EventsWriter(csv_path.parent, start)
-        if self._rows:
+        if self.rows:
             self._rewrite()
         else:
             csv_path.unlink(missing_ok=True)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds the row of a step, or of the interval that ends with it."""
-        self._rows.append({"step": str(step), **{k: repr(float(v)) for k, v in scalars.items()}})
-        self.rows.append(_numbers(self._rows[-1]))
-        if len(self._rows) == 1:
+        self.rows.append({"step": step, **{name: float(one) for name, one in scalars.items()}})
+        if len(self.rows) == 1:
             self._rewrite()
         else:
             with self._path.open("a", newline="") as file:
-                self._csv(file).writerow(self._rows[-1])
+                self._csv(file).writerow(_cells(self.rows[-1]))
         named = {f"{self._prefix}{name}": value for name, value in scalars.items()}
         self.events.write_scalars(step, named)
 
     def _csv(self, file: TextIO) -> csv.DictWriter[str]:
         # A stage that goes on in another study may have a column more or less: that of labels.
         return csv.DictWriter(
-            file, list(self._rows[0]), "nan", extrasaction="ignore", lineterminator="\n"
+            file, list(self.rows[0]), "nan", extrasaction="ignore", lineterminator="\n"
         )
 
     def _rewrite(self) -> None:
         with whole(self._path) as temporary, temporary.open("w", newline="") as file:
             writer = self._csv(file)
             writer.writeheader()
-            writer.writerows(self._rows)
+            writer.writerows(map(_cells, self.rows))
 
     def close(self) -> None:
         """Closes TensorBoard's file."""
         self.events.close()
 
 
-def _numbers(row: Mapping[str, str]) -> dict[str, float]:
-    return {name: float(cell) for name, cell in row.items()}
+def _cells(row: Mapping[str, float]) -> dict[str, str]:
+    """Every digit of a row's numbers."""
+    return {name: str(int(one)) if name == "step" else repr(one) for name, one in row.items()}
 
 
 class EventsWriter:
@@ -153,7 +152,7 @@ class EventsWriter:
         self._write(step=self._start + 1, session_log=SessionLog(status=SessionLog.START))
 
 
-def read_metrics(csv_path: Path) -> list[dict[str, str]]:
+def read_metrics(csv_path: Path) -> list[dict[str, float]]:
     """The whole rows of a `metrics.csv`; a last line cut short by a kill is left out.
 
     Raises:
@@ -166,8 +165,7 @@ def read_metrics(csv_path: Path) -> list[dict[str, str]]:
         header, *rows = [*csv.reader(text[: text.rfind("\n") + 1].splitlines())] or [[]]
         for row in rows:
             int(row[header.index("step")])
-            [float(cell) for cell in row]
-        return [dict(zip(header, row, strict=True)) for row in rows]
+        return [dict(zip(header, map(float, row), strict=True)) for row in rows]
     except (IsADirectoryError, ValueError, LookupError, csv.Error):  # of UTF-8, too
         expected = "rows of numbers as training writes them, but it is damaged"
         fix = "Delete it: training goes on without it, and its curves begin where that is."

@@ -73,6 +73,16 @@ def test_a_cosine_cannot_be_ended_early() -> None:
     assert stopping.advice(stage("cosine", 2000), 1000, rising(400, 0.01)) == ""
 
 
+def test_where_the_rate_falls_all_along_there_is_no_early_end() -> None:
+    config = tiny_config(Path("none"))
+    config.batch_size = config.moco.queue_size = 100
+    config.optimizer.update(schedule="anytime", decay=1.0, warmup_steps=500)
+    config.stages.target = dict(dataset="package:digits", steps=2000)
+    config.arms.T = ("target",)
+    (stage,) = run.make_plan(config).stages
+    assert stopping.advice(stage, 1000, rising(400, 0.01)) == ""
+
+
 def test_in_the_first_passes_nothing_is_said() -> None:
     level = rising(800, 0.0)
     assert stopping.advice(stage("anytime", 800), 6000, level) == ""
