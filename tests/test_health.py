@@ -75,8 +75,8 @@ def test_while_the_queue_fills_the_loss_is_not_judged() -> None:
 @pytest.mark.parametrize(
     ("column", "value", "expected"),
     [
-        ("embedding_std", 0.24, "alarm"),
-        ("embedding_std", 0.26, "healthy"),
+        ("embedding_std", 0.14, "alarm"),
+        ("embedding_std", 0.16, "healthy"),
         ("queue_gap", 1.6, "alarm"),
         ("queue_gap", 1.4, "healthy"),
         ("loss", CHANCE + 0.6, "alarm"),
