@@ -55,10 +55,9 @@ def initial_backbone(
     else:
         mean, std = load.imagenet_pixels(stage.config.input.channels or 3)
         window = np.zeros(2)
-    backbone = init_backbone(model, rng, mean, std, window)
     if given is None:
-        return backbone, None
-    backbone = load.fill(backbone, given)
+        return init_backbone(model, rng, mean, std, window), None
+    backbone = load.make_backbone(model, rng, given, mean, std, window)
     field = f"stages.{stage.name}.init"
     return backbone, None if stage.parent else prove(given, model, backbone, field)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hpt_jax.errors import UserError
-from hpt_jax.models.backbone import init_backbone
+from hpt_jax.models.backbone import abstract_backbone
 from hpt_jax.models.resnet import ResNet
 from hpt_jax.weights import check, load, proof
 from hpt_jax.weights.names import flatten
@@ -113,9 +113,10 @@ def test_simclrs_checkpoint_computes_what_its_network_computes(tmp_path, width, 
     assert set(weights.pixel_std) == {1}
     assert not any("conv2d" in name and "Momentum" not in name for name in weights.unused)
     model = ResNet("resnet50", width, **stem)
-    like = init_backbone(model, jax.random.key(1), weights.pixel_mean, weights.pixel_std)
+    like = abstract_backbone(model, 3)
     check.tensors(flatten(like), weights.tensors, (), "init", "x", lambda *_: "")
-    backbone = load.fill(like, weights)
+    pixels = (weights.pixel_mean, weights.pixel_std)
+    backbone = load.make_backbone(model, jax.random.key(1), weights, *pixels)
     ours = proof.features(model, backbone, images)
     assert np.abs(ours - theirs).max() <= 1e-5 * max(1, np.abs(theirs).max())
     if not cifar:  # the padding of the max-pool alone is the difference

@@ -120,13 +120,12 @@ def _filled(weights: Weights) -> tuple[ResNet, Backbone]:
     """The network of the weights, and a backbone with them in it."""
     import jax
 
-    from hpt_jax.models.backbone import init_backbone
     from hpt_jax.models.resnet import ARCHITECTURE_FIELDS, ResNet
     from hpt_jax.weights import load
 
     model = ResNet(**{name: weights.facts[name] for name in ARCHITECTURE_FIELDS})
     pixels = (weights.pixel_mean, weights.pixel_std, weights.pixel_window)
-    return model, load.fill(init_backbone(model, jax.random.key(0), *pixels), weights)
+    return model, load.make_backbone(model, jax.random.key(0), weights, *pixels)
 
 
 def _restated(weights: Weights, asked: argparse.Namespace) -> Weights:

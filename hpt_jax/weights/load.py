@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from numpy.typing import ArrayLike
 
 from hpt_jax import checkpoints
 from hpt_jax.errors import UserError
-from hpt_jax.models.backbone import Backbone
-from hpt_jax.models.resnet import STEMS
+from hpt_jax.models.backbone import Backbone, abstract_backbone, init_backbone
+from hpt_jax.models.resnet import STEMS, ResNet
 from hpt_jax.shapes import DONE
 from hpt_jax.weights import dialects, files
 from hpt_jax.weights.architecture import architecture_of, depths
@@ -219,6 +221,28 @@ def with_channels(weights: Weights, channels: int) -> Weights:
         pixel_std=std,
         notes=(*weights.notes, note),
     )
+
+
+def make_backbone(
+    model: ResNet,
+    rng: jax.Array,
+    weights: Weights,
+    pixel_mean: np.ndarray,
+    pixel_std: np.ndarray,
+    pixel_window: ArrayLike = (0, 0),
+) -> Backbone:
+    """A network with the tensors of `weights`, which `check` has accepted; the rest is random."""
+    like = abstract_backbone(model, len(pixel_mean))
+    # Compiling what draws takes longer than all the rest, so it waits until something is lacking.
+    if flatten(like).keys() - weights.tensors.keys():
+        like = init_backbone(model, rng, pixel_mean, pixel_std)
+    like = dataclasses.replace(
+        like,
+        pixel_mean=jnp.asarray(pixel_mean, jnp.float32),
+        pixel_std=jnp.asarray(pixel_std, jnp.float32),
+        pixel_window=jnp.asarray(pixel_window, jnp.int32),
+    )
+    return fill(like, weights)
 
 
 def fill(like: Backbone, weights: Weights) -> Backbone:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from hpt_jax.models.backbone import abstract_backbone, init_backbone
+from hpt_jax.models.backbone import abstract_backbone
 from hpt_jax.models.resnet import ARCHITECTURE_FIELDS, ResNet
 from hpt_jax.weights import __main__ as command
 from hpt_jax.weights import load, proof, verify
@@ -80,7 +80,7 @@ def features_of(folder, images):
     weights = load.load(str(folder))
     model = ResNet(**{name: weights.facts[name] for name in ARCHITECTURE_FIELDS})
     pixels = (weights.pixel_mean, weights.pixel_std)
-    backbone = load.fill(init_backbone(model, jax.random.key(1), *pixels), weights)
+    backbone = load.make_backbone(model, jax.random.key(1), weights, *pixels)
     return proof.features(model, backbone, images)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from hpt_jax.errors import UserError
-from hpt_jax.models.backbone import abstract_backbone, init_backbone
+from hpt_jax.models.backbone import abstract_backbone
 from hpt_jax.models.resnet import ResNet
 from hpt_jax.weights import check, load, proof
 from hpt_jax.weights.names import flatten
@@ -345,9 +345,10 @@ def test_a_file_of_a_real_library_loads_whole_and_computes_the_same(tmp_path, na
     assert weights.dialect == case.dialect
     assert case.said in "; ".join(weights.notes)
     model = ResNet(case.arch, case.width, case.stem, case.stem_stride)
-    like = init_backbone(model, jax.random.key(1), weights.pixel_mean, weights.pixel_std)
+    like = abstract_backbone(model, case.channels)
     check.tensors(flatten(like), weights.tensors, (), "init", name, lambda *_: "")
-    backbone = load.fill(like, weights)
+    pixels = (weights.pixel_mean, weights.pixel_std)
+    backbone = load.make_backbone(model, jax.random.key(1), weights, *pixels)
     found = proof.prove(weights, model, backbone, "init")
     assert (found.matched, found.missing) == (found.expected, ())
     ours = proof.features(model, backbone, proof.fixed_image(case.channels))
