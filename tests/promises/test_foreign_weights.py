@@ -132,7 +132,7 @@ def test_a_stage_that_trains_from_a_file_takes_its_datas_channels(tmp_path):
         Image.fromarray(np.full((16, 16), 30 * index, np.uint8)).save(folder / f"{index}.png")
     write_foreign(tmp_path / "theirs.safetensors")
     made = tiny_config(tmp_path / "images")
-    made.model.stem_stride = 1
+    made.model.update(arch="resnet10", stem_stride=1)
     made.stages.target = dict(
         dataset="folder:target", steps=2, init=str(tmp_path / "theirs.safetensors")
     )

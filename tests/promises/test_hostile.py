@@ -124,10 +124,10 @@ def write_images(folder: Path) -> None:
 
 
 def write_weights(folder: Path, **told: Any) -> None:
-    model = ResNet("resnet10", 4, "small", 2)
+    model = ResNet("two_blocks", 4, "small", 2)
     backbone = init_backbone(model, jax.random.key(0), np.zeros(3), np.ones(3))
     facts = {
-        "arch": "resnet10", "width": 4, "stem": "small", "stem_stride": 2, "channels": 3,
+        "arch": "two_blocks", "width": 4, "stem": "small", "stem_stride": 2, "channels": 3,
         "image_size": 16, "lineage": "x",
     }  # fmt: skip
     file = export_backbone(backbone, facts | told, folder)
@@ -237,7 +237,7 @@ def test_a_workdir_that_cannot_be_one_is_refused(
 
 def imported(source: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """What the import of a file tells; it leaves the folder `folder`/dst and nothing else."""
-    flags = ["--arch", "resnet10", "--width", "4"]
+    flags = ["--arch", "two_blocks", "--width", "4"]
     code = weights_command(["import", str(source), str(folder / "dst"), *flags])
     told = capsys.readouterr()
     check_terminal(told.out + told.err)
