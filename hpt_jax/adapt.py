@@ -218,7 +218,7 @@ def _choose_schedule(
     steps = fields.steps or fitting
     each = steps if isinstance(steps, tuple) else (steps,)
     passes = _listed(f"{one * batch / images:.3g}" for one in each)
-    reason = f"{passes} passes over {images:,} images"
+    reason = f"{passes} passes over the {images:,} images that are trained on"
     if not fields.steps and fitting in (_LEAST_STEPS, _MOST_STEPS):
         reason += f", the {'fewest' if fitting == _LEAST_STEPS else 'most'} that are chosen"
     # Not by the steps asked for: runs of other lengths are to have the same rows.
@@ -229,7 +229,7 @@ def _choose_schedule(
         rate, reason = 2 * rate, "from random weights; half of it from a checkpoint"
     chooser.choose("optimizer.learning_rate", rate, reason)
     chooser.choose("optimizer.schedule", Optimizer().schedule, "falls to 0 at the last step")
-    reason = "the key encoder has hundreds of steps to follow, not thousands"
+    reason = "the key encoder has few steps to follow, not hundreds of thousands"
     chooser.choose("moco.momentum", 0.99, reason)
     return steps
 
@@ -240,7 +240,7 @@ def _choose_augmentation(chooser: _Chooser, data: Facts) -> None:
     off = []
     if data["grey"] or data["channels"] != 3:
         off = [name for name in _COLOURS if not chooser.fill(f"augment.{name}", 0.0)[1]]
-    reason = "crops, colours, blur and flips of photographs"
+    reason = "crops, colours, blur and flips: switch off what makes another class of an image"
     if by_you and policy != "moco_v2":
         reason = _BY_YOU
     elif off:

@@ -44,25 +44,57 @@ def test_bilevel_images_are_grey_of_0_and_255(tmp_path):
     )
 
 
-def test_alpha_is_dropped_and_colours_kept(tmp_path):
-    Image.fromarray(np.dstack([COLOUR, ALPHA])).save(tmp_path / "rgba.png")
-    np.testing.assert_array_equal(decode(str(tmp_path / "rgba.png")), COLOUR)
-    Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]).save(tmp_path / "la.png")
-    np.testing.assert_array_equal(decode(str(tmp_path / "la.png")), GREY[..., None])
+def on_white(colours, alpha):
+    share = alpha[..., None] / 255
+    return colours * share + 255 * (1 - share)
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_what_is_transparent_is_seen_on_white(tmp_path, kind):
+    more = {"lossless": True, "exact": True} if kind == "webp" else {}
+    Image.fromarray(np.dstack([COLOUR, ALPHA])).save(tmp_path / f"rgba.{kind}", **more)
+    found = decode(str(tmp_path / f"rgba.{kind}"))
+    assert (found.dtype, found.shape) == (np.uint8, COLOUR.shape)
+    np.testing.assert_allclose(found, on_white(COLOUR, ALPHA), atol=0.51)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_transparent_grey_image_stays_grey(tmp_path):
+    Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]).save(tmp_path / "la.png")
+    expected = on_white(GREY[..., None], ALPHA)
+    np.testing.assert_allclose(decode(str(tmp_path / "la.png")), expected, atol=0.51)
+    Image.fromarray(GREY).save(tmp_path / "l.png", transparency=int(GREY[0, 0]))
+    expected = np.where(GREY[0, 0] == GREY, 255, GREY)[..., None]
+    np.testing.assert_array_equal(decode(str(tmp_path / "l.png")), expected)
+    Image.fromarray(GREY > 127).save(tmp_path / "1.png", transparency=0)
+    np.testing.assert_array_equal(decode(str(tmp_path / "1.png")), np.full((5, 7, 1), 255))
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_transparent_colour_is_white(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.png", transparency=tuple(map(int, COLOUR[2, 3])))
+    expected = np.where((COLOUR == COLOUR[2, 3]).all(-1, keepdims=True), 255, COLOUR)
+    np.testing.assert_array_equal(decode(str(tmp_path / "a.png")), expected)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["png", "gif"])
 @pytest.mark.parametrize("transparency", [None, 1, bytes([0, 128, 255])])
-def test_a_palette_becomes_its_colours(tmp_path, transparency):
+def test_a_palette_becomes_its_colours(tmp_path, kind, transparency):
+    if kind == "gif" and isinstance(transparency, bytes):
+        pytest.skip("a GIF has one transparent colour")
     palette = np.array([[255, 0, 0], [0, 200, 10], [7, 8, 9]], np.uint8)
     places = RNG.integers(0, 3, (5, 7), dtype=np.uint8)
     image = Image.fromarray(places)
     image.putpalette(palette.tobytes())
     more = {} if transparency is None else {"transparency": transparency}
-    image.save(tmp_path / "a.png", **more)
-    with Image.open(tmp_path / "a.png") as written:
+    image.save(tmp_path / f"a.{kind}", **more)
+    with Image.open(tmp_path / f"a.{kind}") as written:
         assert written.mode == "P"
-    np.testing.assert_array_equal(decode(str(tmp_path / "a.png")), palette[places])
+    alpha = {None: [255, 255, 255], 1: [255, 0, 255]}.get(transparency, [0, 128, 255])
+    expected = on_white(palette[places], np.array(alpha)[places])
+    np.testing.assert_allclose(decode(str(tmp_path / f"a.{kind}")), expected, atol=0.51)
 
 
 def test_cmyk_becomes_rgb(tmp_path):

@@ -71,7 +71,7 @@ def test_duplicates_are_images_of_equal_pixels_whatever_their_files(tmp_path):
     found = survey_of(tmp_path)
     assert (found.copies, found.copies_in_test) == (2, 1)
     told = "\n".join(survey.lines(found))
-    assert "duplicates  2 (1 of test in train): train/a/1.png = test/a/5.png" in told
+    assert "duplicates  2 (1 of test also in train, and kept): train/a/1.png = test/a/5.png" in told
 
 
 def test_images_of_one_colour_and_unreadable_ones_are_named(tmp_path):

@@ -306,6 +306,15 @@ def test_without_a_terminal_progress_is_a_line_now_and_then():
     assert "\x1b" not in out.getvalue()
 
 
+def test_steps_slower_than_one_a_second_are_told_by_their_seconds():
+    display, out, clock = make_timed(False)
+    with display.progress("t-1", 100) as update:
+        for done in range(1, 3):
+            clock.pass_(30.0)
+            update(done, "loss 1.5")
+    assert "t-1: 2/100  30.0 s each  2940 s left  loss 1.5\n" in out.getvalue()
+
+
 def test_on_a_terminal_progress_is_a_bar():
     display, out, clock = make_timed(True)
     with display.progress("t-1", 100, start=20) as update:

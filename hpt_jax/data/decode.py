@@ -71,14 +71,17 @@ class _Room:
 # Bytes of files and of what they are decoded to, held at one time by all threads. Who waits for the
 # second may hold some of the first, and never the other way round.
 _FILES, _PIXELS = _Room(2**30), _Room(2**30)
-# Bytes a pixel on the way: Pillow's own four, a turned copy of them, and the result's three.
-_PILLOW_BYTES = 11
+# Bytes a pixel on the way: Pillow's own four, and a turned copy of them and the result's three, or
+# what a transparent image is laid on and its colours, four each.
+_PILLOW_BYTES = 12
 _PNG16_BYTES = 8
 _DICOM_BYTES = 16  # a byte of the file
 
 
 def decode(file: str | bytes, name: str = "", short_side: int = 0) -> np.ndarray:
-    """Decodes an image as a viewer shows it: upright, its first frame, without alpha.
+    """Decodes an image as a viewer shows it: upright, its first frame, on white if transparent.
+
+    The alpha of TIFFs and of 16 bits is dropped, and their colours are kept.
 
     Args:
       file: the path of a file, or a file's content.
@@ -172,18 +175,26 @@ def _ordinary(content: bytes, short_side: int) -> np.ndarray:
 
 
 def _shown(image: Image.Image) -> np.ndarray:
-    """An opened image upright, its palette resolved and its alpha dropped."""
+    """An opened image upright, its palette resolved, and on white where it is transparent."""
     ImageOps.exif_transpose(image, in_place=True)
-    # A transparent colour would make Pillow warn, and alpha is dropped anyway.
-    image.info.pop("transparency", None)
     if image.mode.startswith("I;16"):
         return np.array(image).astype(np.uint16)
     if image.mode in ("I", "F"):
         pixels = np.array(image)
         # Pillow widens PGM files of 16 bits.
         return pixels.astype(np.uint16) if image.format == "PPM" else pixels
-    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    if image.has_transparency_data and image.format != "TIFF":  # whose alpha masks what has no data
+        return np.array(_on_white(image, mode))
     return np.array(image if image.mode == mode else image.convert(mode))
+
+
+def _on_white(image: Image.Image, mode: str) -> Image.Image:
+    """What is seen of a transparent image: colours below it are whatever its program left there."""
+    ground = Image.new(mode, image.size, "white")
+    image = image if image.mode == f"{mode}A" else image.convert(f"{mode}A")
+    ground.paste(image, mask=image)
+    return ground
 
 
 def _png16(content: bytes) -> np.ndarray:

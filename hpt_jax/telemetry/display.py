@@ -47,7 +47,11 @@ class _Rate(ProgressColumn):
     """Steps a second."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="cyan")
+        return Text(_speed(task.speed) if task.speed else "", style="cyan")
+
+
+def _speed(rate: float) -> str:
+    return f"{rate:.1f}/s" if rate >= 0.95 else f"{1 / rate:.1f} s each"
 
 
 class _Either(ProgressColumn):
@@ -212,7 +216,7 @@ class Display:
                 return
             last = now
             rate = (done - start) / (now - began)
-            left = (total - done) / rate if rate else float("inf")
-            self.line(f"{name}: {done}/{total}  {rate:.1f}/s  {left:.0f} s left  {note}")
+            told = f"{_speed(rate)}  {(total - done) / rate:.0f} s left  " if rate else ""
+            self.line(f"{name}: {done}/{total}  {told}{note}")
 
         return update
