@@ -74,7 +74,7 @@ def test_a_transparent_grey_image_stays_grey(tmp_path):
 @pytest.mark.filterwarnings("error")
 def test_one_transparent_colour_is_white(tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "a.png", transparency=tuple(map(int, COLOUR[2, 3])))
-    expected = np.where((COLOUR == COLOUR[2, 3]).all(-1, keepdims=True), 255, COLOUR)
+    expected = np.where((COLOUR[2, 3] == COLOUR).all(-1, keepdims=True), 255, COLOUR)
     np.testing.assert_array_equal(decode(str(tmp_path / "a.png")), expected)
 
 

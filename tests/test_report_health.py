@@ -34,6 +34,19 @@ def read(root: Path) -> Checked:
     return Checked(page.write(root, results.collect(root), "digits").read_text())
 
 
+@pytest.mark.parametrize(
+    ("step", "mark", "level", "marked"),
+    [(0, "●", "healthy", False), (0, "■", "alarm", True), (100, "●", "healthy", True)],
+)
+def test_nothing_is_called_healthy_before_its_first_step(
+    tmp_path: Path, step: int, mark: str, level: str, marked: bool
+) -> None:
+    write_unlabelled(tmp_path, step=step, level=level, text="as it is")
+    words = read(tmp_path).words
+    assert "as it is" in words
+    assert (f"{mark} {level}" in words) == marked
+
+
 def test_an_unlabelled_run_begins_with_before_and_after_in_words(tmp_path: Path) -> None:
     folder = write_unlabelled(tmp_path, recommendation="Train for longer.")
     words = read(tmp_path).words

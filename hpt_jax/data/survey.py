@@ -260,7 +260,8 @@ def rows(found: Survey) -> list[tuple[str, str]]:
 
     if found.copies:
         pairs = [f"{short(one)} = {short(other)}" for one, other in found.copies_named]
-        leaks = f" ({found.copies_in_test:,} of test also in train, and kept)" if found.copies_in_test else ""
+        leaked = found.copies_in_test
+        leaks = f" ({leaked:,} of test also in train, and kept)" if leaked else ""
         told.append(("duplicates", f"{found.copies:,}{leaks}: {named(found.copies, pairs)}"))
     if found.blank:
         names = [short(path) for path in found.blank_named]
