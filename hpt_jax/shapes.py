@@ -85,6 +85,7 @@ LINEAGE = {
     "seed": _count,
     "config": {
         "dataset": str,
+        "init": str,
         "trainable": str,
         "steps": _count,
         "image_size": _count,

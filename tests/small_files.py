@@ -9,6 +9,7 @@ LINEAGE = {
     "parents": [],
     "config": {
         "dataset": "x",
+        "init": "random",
         "trainable": "all",
         "steps": 3,
         "augment": {},

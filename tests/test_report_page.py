@@ -160,6 +160,14 @@ def made(workdir: Path) -> Checked:
     return Checked(page.write(workdir, results.collect(workdir), "digits").read_text())
 
 
+def test_what_each_arm_is_stands_with_the_results(made: Checked) -> None:
+    for arm, text in (
+        ("B", "random weights, then its batch norm's statistics of folder:digits"),
+        ("T", "random weights, then trained on folder:digits"),
+    ):
+        assert f" {arm} {text} " in made.words
+
+
 def test_the_page_asks_for_nothing_outside_itself(made: Checked) -> None:
     tags = {tag for tag, _ in made.elements}
     assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}

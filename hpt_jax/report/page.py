@@ -227,6 +227,7 @@ def _study(
             for name, draw, text in headlines(config.get("analysis", ""), rows, arms, evaluations)
         ],
         "claims": _claims(plan, rows, evaluations),
+        "arms": _arms(plan, stages) if evaluations else [],
         "tables": [_table(rows, arms, name, _subsets(plan, name, root)) for name in evaluations],
         "health": _health({one: mine[one] for one in trained}, plan["study"], root, damaged),
         "views": _views(mine, root, damaged),
@@ -432,6 +433,33 @@ def _fact(stage_id: str, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, A
         "steps": config["steps"],
         "seed": stages[stage_id]["seed"],
     }
+
+
+# What a stage does, by what it trains.
+_DOES = {
+    "all": "trained on {}",
+    "batch_norm": "its batch norm trained on {}",
+    "statistics": "its batch norm's statistics of {}",
+}
+
+
+def _arms(
+    plan: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """Each arm whose stages have begun, and what it does: (name, text)."""
+    found = {}
+    for run in plan["runs"]:
+        if all(one in stages for one in run["chain"]):
+            configs = [stages[one]["config"] for one in run["chain"]]
+            does = [
+                _DOES[one["trainable"]].format(one["dataset"])
+                for one in configs
+                if one["trainable"] in _DOES
+            ]
+            init = configs[0]["init"]
+            start = "random weights" if init == "random" else init
+            found[run["arm"]] = ", then ".join([start, *does])
+    return list(found.items())
 
 
 def command(plan: Mapping[str, Any]) -> str:
