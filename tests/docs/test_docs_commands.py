@@ -200,7 +200,13 @@ def test_every_block_runs(page, sandbox):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("page", pages_with_code(torch=True))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] * (page == "docs/howto/export.md"))
+        for page in pages_with_code(torch=True)
+    ],
+)
 def test_every_block_that_needs_pytorch_runs(page, sandbox):
     pytest.importorskip("timm")
     for block in commands.runnable([page]):

@@ -12,7 +12,7 @@ import theirs  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("optimized")]
 
-ARCHITECTURES = ["resnet18", "resnet50"]
+ARCHITECTURES = ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
