@@ -78,8 +78,9 @@ def test_a_difference_counts_where_so_many_images_can_show_it(after, word, tmp_p
     said = helped.sentence(plan(), results_of(0.4, 0.6, after), judged_on(tmp_path, 1000))
     chance = 1.96 * math.sqrt((0.6 * 0.4 + after * (1 - after)) / 1000)
     assert said.startswith(f"{word}: on 1,000 test images a linear probe gets {100 * after:.1f} %")
-    assert f"after 100 steps, 60.0 % before (B): {100 * (after - 0.6):+.1f} points" in said
-    assert f"{100 * chance:.1f} to chance" in said
+    assert "after 100 steps, 60.0 % before (B, the checkpoint with its batch norm's " in said
+    assert f": {100 * (after - 0.6):+.1f} ± {100 * chance:.1f} points" in said
+    assert ("--config.export=B exports" in said) == (word != "It helped")
 
 
 def test_more_images_show_smaller_differences(tmp_path):
@@ -90,7 +91,7 @@ def test_more_images_show_smaller_differences(tmp_path):
 def test_it_is_compared_with_the_better_of_what_was_there_before(tmp_path):
     said = helped.sentence(plan(), results_of(0.9, 0.6, 0.7), judged_on(tmp_path, 1000))
     assert said.startswith("It did harm")
-    assert "90.0 % before (B-direct)" in said
+    assert "90.0 % before (B-direct, the checkpoint as it is)" in said
 
 
 @pytest.mark.parametrize(("metric", "images"), [("macro_auroc", 1000), ("top1", 0)])

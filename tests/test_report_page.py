@@ -383,3 +383,18 @@ def test_the_graph_has_one_box_a_stage_and_no_two_overlap() -> None:
             assert apart, (one, other)
     corners = {(box.x, box.y + graph.HEIGHT / 2) for box in drawn.boxes}
     assert {arrow[2:] for arrow in drawn.arrows} <= corners
+
+
+@pytest.mark.parametrize(
+    ("lengths", "files"), [((100,), ["arms"]), ((50, 100), ["accuracy_against_steps"])]
+)
+def test_arms_of_one_length_are_bars_and_of_several_are_curves(
+    lengths: tuple[int, ...], files: list[str]
+) -> None:
+    places = [("B", 0), *(("B+T", steps) for steps in lengths)]
+    rows = [
+        tables.ResultRow("x", arm, "", "folder:x", steps, "knn", "top1", "test", 0.5, 0, "val", "0")
+        for arm, steps in places
+    ]
+    found = page.headlines("", rows, ["B", "B+T"], ["knn"])
+    assert [name for name, _, _ in found] == files

@@ -138,6 +138,19 @@ def test_the_file_and_the_card_tell_what_they_are(tmp_path):
     assert load.inspect(str(path)) == told
 
 
+def test_the_view_that_it_was_evaluated_by_is_told_to_every_library(tmp_path):
+    backbone = make_backbone(width=64, stem="imagenet")
+    facts = facts_of(width=64, stem="imagenet") | {"center_crop": 0.8}
+    path = export.export_backbone(backbone, facts, tmp_path / "mine")
+    assert "the middle 80 % of the short side at 32 px" in (path.parent / "card.md").read_text()
+    again = load.load(str(path))
+    assert again.facts["center_crop"] == 0.8
+    export.export_backbone(backbone, again.facts | {"lineage": "x"}, tmp_path / "timm", "timm")
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert config["pretrained_cfg"]["crop_pct"] == 0.8
+    assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
+
+
 def test_a_second_export_replaces_the_first(tmp_path):
     export.export_backbone(make_backbone(), facts_of(), tmp_path)
     path = export.export_backbone(make_backbone(seed=2), facts_of(), tmp_path)

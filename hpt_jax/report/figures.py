@@ -382,7 +382,9 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.text(0.98, panel.chance, told, transform=right, ha="right", va="bottom", **small)
         axes.margins(y=0.12)
     values = [value for line in panel.lines.values() for value in line if math.isfinite(value)]
-    if panel.log and max(values, default=0) > 0:
+    positive = [value for value in values if value > 0]
+    # Within a factor of three a logarithmic axis has a tick or none.
+    if panel.log and positive and max(positive) > 3 * min(positive):
         axes.set_yscale("log", nonpositive="mask")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))

@@ -13,6 +13,12 @@ from hpt_jax.shapes import EVALUATION, HEALTH
 from hpt_jax.telemetry.writers import read_metrics
 from hpt_jax.workdir import read_json, stage_folder
 
+# What the arms of adapt are that train nothing.
+_BEFORE = {
+    "B-direct": "B-direct, the checkpoint as it is",
+    "B": "B, the checkpoint with its batch norm's statistics of these images",
+    "random": "random, no checkpoint",
+}
 _PLAIN = {"linear": "a linear probe", "knn": "nearest neighbours"}
 # Of `retrieval`: what is less says nothing.
 _MOVED = 0.02
@@ -53,16 +59,19 @@ def _by_labels(plan: Mapping[str, Any], rows: Sequence[ResultRow], root: Path) -
     on = f"{images:,} test images" if images else "test"
     told = (
         f"on {on} {_PLAIN.get(evaluation, evaluation)} gets {100 * now:.1f} % ({plan['metric']}) "
-        f"after {last.pretrain_steps:,} steps, {100 * was:.1f} % before ({start[0]}): "
-        f"{points(now - was)} points"
+        f"after {last.pretrain_steps:,} steps, {100 * was:.1f} % before "
+        f"({_BEFORE.get(start[0], start[0])}): {points(now - was)}"
     )
     if chance is None:
-        return f"Before and after: {told}; how many of them are chance is not known."
+        return f"Before and after: {told} points; how many of them are chance is not known."
     if abs(now - was) <= chance:
         word = "It made no difference that can be told from chance"
     else:
         word = "It helped" if now > was else "It did harm"
-    return f"{word}: {told}, of which so few images leave {points(chance)[1:]} to chance."
+    line = f"{word}: {told} ± {100 * chance:.1f} points, by the chance of so few images."
+    if word == "It helped":
+        return line
+    return f"{line} --config.export={start[0]} exports what was there before."
 
 
 def _test_images(plan: Mapping[str, Any], evaluation: str, root: Path) -> int:

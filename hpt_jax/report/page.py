@@ -255,7 +255,8 @@ def headlines(
     """The figures of an analysis: (name of the file, what draws it, what it shows)."""
     if not evaluations:
         return []
-    if analysis in ("semi_supervised", "sequential"):
+    lengths = {row.pretrain_steps for row in rows if row.pretrain_steps}
+    if analysis in ("semi_supervised", "sequential") or (not analysis and len(lengths) < 2):
         text = "Each arm at its longest pretraining on the target."
         return [("arms", functools.partial(figures.draw_bars, rows, arms, evaluations), text)]
     found = []

@@ -116,7 +116,7 @@ def _timm(tensors: Tensors, facts: Facts) -> dict[str, bytes]:
             "input_size": [facts["channels"], side, side],
             "fixed_input_size": False,
             "interpolation": "bilinear",
-            "crop_pct": 1.0,
+            "crop_pct": facts.get("center_crop", 1.0),
             "mean": facts["pixel_mean"],
             "std": facts["pixel_std"],
             "num_classes": 0,
@@ -291,6 +291,8 @@ def _card(facts: Facts, tensors: int, usage: str) -> str:
     stem = STEMS[facts["stem"]]
     stride = stem.stride or facts["stem_stride"]
     size = f"{facts['image_size']} px" if "image_size" in facts else "of a size that is not known"
+    if facts.get("center_crop", 1.0) < 1:
+        size = f"the middle {100 * facts['center_crop']:g} % of the short side at {size}"
     order = {1: " (grey)", 3: " in RGB order"}.get(facts["channels"], "")
     missing = "".join(
         f"- Without {_plain(part)}: the file that it comes from lacked it.\n"

@@ -34,7 +34,7 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 _TOLD = {
     "arch": str, "stem": str, "stem_stride": int, "bn_groups": int, "dtype": str, "image_size": int,
     "lineage": str, "stage_id": str, "missing": list, "pixel_mean": list, "pixel_std": list,
-    "pixel_window": list,
+    "pixel_window": list, "center_crop": float,
 }  # fmt: skip
 STRIDE_ASSUMED = "a file does not say what follows a 3x3 stem: stride 1 and no max-pool are assumed"
 
@@ -296,6 +296,7 @@ def _told(metadata: Mapping[str, str], channels: int, field: str, source: str) -
         and all(type(part) is str for part in told.get("missing", ()))
         and told.get("stem", "small") in STEMS
         and told.get("stem_stride", 1) in (1, 2)
+        and 0 < told.get("center_crop", 1.0) <= 1
     )
     if not sound:
         expected = "the facts in the header of an export of hpt_jax, but they are damaged"

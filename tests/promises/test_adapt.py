@@ -154,6 +154,7 @@ def test_images_of_every_kind_go_from_a_folder_to_an_export(name, tmp_path, caps
     exported = load.load(str(tmp_path / "w" / "export"))
     assert exported.tensors["conv1.weight"].shape[2] == kind.channels
     assert exported.facts["channels"] == kind.channels
+    assert exported.facts["center_crop"] == 0.875
     assert all(np.isfinite(value).all() for value in exported.tensors.values())
     told = capsys.readouterr().out
     assert "SECRET" not in told
