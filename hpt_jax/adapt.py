@@ -228,7 +228,8 @@ def _choose_schedule(
     if fields.init == "random":
         rate, reason = 2 * rate, "from random weights; half of it from a checkpoint"
     chooser.choose("optimizer.learning_rate", rate, reason)
-    chooser.choose("optimizer.schedule", Optimizer().schedule, "falls to 0 at the last step")
+    reason = "what ends at one number of steps can be ended early, or lengthened, afterwards"
+    chooser.choose("optimizer.schedule", "anytime", reason)
     reason = "the key encoder has few steps to follow, not hundreds of thousands"
     chooser.choose("moco.momentum", 0.99, reason)
     return steps

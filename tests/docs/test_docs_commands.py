@@ -29,6 +29,7 @@ EXCUSES = {
     "python benchmarks/saving.py": "the same",
     "python benchmarks/broken_runs.py": "takes an hour, and sets of images that are not shipped",
     "python benchmarks/queues.py": "the same",
+    "python benchmarks/schedules.py": "the same",
     "python benchmarks/stopping.py": "takes hours, and the same sets",
     "python docs/api/build.py": "would write these pages; test_docs_api.py compares what it writes",
     "python docs/hpt/build.py": "the same; test_docs_figures.py",

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import write_images
+from support import TWO_BLOCKS, write_images
 
 from hpt_jax import run
+from hpt_jax.models.resnet import ARCHITECTURES
 from hpt_jax.report import figures
 from hpt_jax.workdir import whole
 
@@ -25,6 +26,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(root / "source", 2, 9, 18, seed=2)
     write_images(root / "target", 3, 12, 16, seed=3)
     return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_blocks() -> Iterator[None]:
+    """A network that takes half the time of ResNet-10 to compile, unknown to other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, *TWO_BLOCKS)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

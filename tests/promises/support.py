@@ -15,7 +15,7 @@ from hpt_jax.models.resnet import ARCHITECTURES
 from hpt_jax.workdir import StageFolder, stage_folder
 
 # ResNet-10's train step takes twice as long to compile.
-ARCHITECTURES["two_blocks"] = (False, (1, 1))
+TWO_BLOCKS = ("two_blocks", (False, (1, 1)))
 
 
 def write_images(folder: Path, classes: int, count: int, size: int, seed: int) -> Path:
@@ -34,6 +34,7 @@ def write_images(folder: Path, classes: int, count: int, size: int, seed: int) -
 
 def tiny_config(images: Path) -> config_dict.ConfigDict:
     """A network of width 4 at 16 px, batches of 8 in 4 groups; no stages and no arms yet."""
+    ARCHITECTURES.update([TWO_BLOCKS])  # for processes that tests start; conftest.py takes it back
     config = default_config()
     config.name = "tiny"
     config.data_dir = str(images)

@@ -197,7 +197,7 @@ def test_every_choice_is_told_with_its_reason_and_what_the_user_sets_is_his(tmp_
     assert {field: value for field, (value, _) in chosen.items()} == {
         "image_size": "32", "input.channels": "3", "model": "resnet10, width 16",
         "batch_size": "16", "model.bn_groups": "2", "moco.queue_size": "32", "steps": "100",
-        "optimizer.learning_rate": "0.06", "optimizer.schedule": "cosine", "moco.momentum": "0.99",
+        "optimizer.learning_rate": "0.06", "optimizer.schedule": "anytime", "moco.momentum": "0.99",
         "augment.policy": "moco_v2", "target": "none",
     }  # fmt: skip
     fields = {
