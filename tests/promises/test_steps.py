@@ -49,7 +49,7 @@ def run_steps() -> Trace:
     stage = config_lib.Stage(
         batch_size=BATCH,
         image_size=16,
-        model=config_lib.Model("resnet10", 4, "small", 2, GROUPS, "float64"),
+        model=config_lib.Model("two_blocks", 4, "small", 2, GROUPS, "float64"),
         moco=config_lib.MoCo(queue_size=QUEUE, dim=8, momentum=0.9),
         augment=Policy(blur_probability=1.0),
     )
