@@ -293,17 +293,25 @@ def _too_easy(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
 
 
 def _features_alike(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:
-    if len(measures) < 2 or not _has_begun(known, metrics, measures):
+    text = _alike(known, metrics, measures)
+    if not text:
         return None
+    # A network that begins at random weights may collapse for some steps, and come back.
+    earlier = [row for row in metrics if row["step"] <= measures[-2]["step"]]
+    level = "alarm" if _alike(known, earlier, measures[:-1]) else "watch"
+    advice = "Look at the images: are they different? Else lower optimizer.learning_rate."
+    return Finding(level, text, advice)
+
+
+def _alike(known: Facts, metrics: Rows, measures: Rows) -> str:
+    if len(measures) < 2 or not _has_begun(known, metrics, measures):
+        return ""
     first, last = measures[0], measures[-1]
     if last["uniformity"] > FLAT_UNIFORMITY:
-        text = f"all images are alike to the features (uniformity {last['uniformity']:.3f} of 0)"
-    elif not first["step"] and last["rankme"] < LOST_RANK * first["rankme"]:
-        text = f"the features' rank fell from {first['rankme']:.0f} to {last['rankme']:.0f}"
-    else:
-        return None
-    advice = "Look at the images: are they different? Else lower optimizer.learning_rate."
-    return Finding("alarm", text, advice)
+        return f"all images are alike to the features (uniformity {last['uniformity']:.3f} of 0)"
+    if not first["step"] and last["rankme"] < LOST_RANK * first["rankme"]:
+        return f"the features' rank fell from {first['rankme']:.0f} to {last['rankme']:.0f}"
+    return ""
 
 
 def _views_alike(known: Facts, metrics: Rows, measures: Rows) -> Finding | None:

@@ -321,8 +321,7 @@ def export_arm(asked: plan.Plan, root: Path, display: Display) -> None:
     if stage is None:
         return
     folder = stage_folder(root, stage.id)
-    crop = float(stage.config.input.center_crop)  # as it is evaluated
-    facts = {**(load.inspect(str(folder.path)) or {}), "center_crop": crop}
+    facts = load.inspect(str(folder.path)) or {}
     with display.working(f"exporting {stage.id}"):
         path = export.export_backbone(load.load_stage(folder), facts, root / "export")
     display.outcome(f"exported {stage.id} to {path}")

@@ -90,6 +90,7 @@ LINEAGE = {
         "steps": _count,
         "image_size": _count,
         "augment": dict,
+        "input": {"center_crop": _number},
         "moco?": {"queue_size": _count},
         "model": {"arch": str, "width": _count, "stem": str, "stem_stride": _count},
     },

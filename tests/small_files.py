@@ -13,6 +13,7 @@ LINEAGE = {
         "trainable": "all",
         "steps": 3,
         "augment": {},
+        "input": {"center_crop": 0.875},
         "image_size": 16,
         "model": {"arch": "resnet10", "width": 4, "stem": "small", "stem_stride": 2},
     },

@@ -78,6 +78,11 @@ def test_one_transparent_colour_is_white(tmp_path):
     np.testing.assert_array_equal(decode(str(tmp_path / "a.png")), expected)
 
 
+def test_alpha_that_a_bmp_never_meant_hides_nothing(tmp_path):
+    Image.fromarray(np.dstack([COLOUR, 0 * ALPHA])).save(tmp_path / "a.bmp")
+    np.testing.assert_array_equal(decode(str(tmp_path / "a.bmp")), COLOUR)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", ["png", "gif"])
 @pytest.mark.parametrize("transparency", [None, 1, bytes([0, 128, 255])])

@@ -40,10 +40,10 @@ def metrics(**last: float) -> list[dict[str, float]]:
     return rows
 
 
-def measures(**last: float) -> list[dict[str, float]]:
-    rows = [{"step": float(step), **FEATURES} for step in (0, 25, 200)]
-    rows[-1] |= last
-    return rows
+def measures(looks: int = 1, **last: float) -> list[dict[str, float]]:
+    """Four looks, of which the last ones are as given."""
+    rows = [{"step": float(step), **FEATURES} for step in (0, 25, 150, 200)]
+    return [*rows[:-looks], *(row | last for row in rows[-looks:])]
 
 
 def level(**changed: Any) -> str:
@@ -93,8 +93,8 @@ def test_each_curve_has_its_limit(column: str, value: float, expected: str) -> N
 @pytest.mark.parametrize(
     ("column", "value", "expected"),
     [
-        ("uniformity", -0.01, "alarm"),
-        ("rankme", 19.0, "alarm"),
+        ("uniformity", -0.01, "watch"),
+        ("rankme", 19.0, "watch"),
         ("rankme", 21.0, "healthy"),
         ("rankme", 500.0, "healthy"),
         ("retrieval", -0.001, "watch"),
@@ -103,6 +103,21 @@ def test_each_curve_has_its_limit(column: str, value: float, expected: str) -> N
 )
 def test_each_measure_has_its_limit(column: str, value: float, expected: str) -> None:
     assert level(measures=measures(**{column: value})) == expected
+
+
+@pytest.mark.parametrize(("column", "value"), [("uniformity", -0.01), ("rankme", 19.0)])
+def test_features_that_stay_alike_are_an_alarm(column: str, value: float) -> None:
+    lasting = measures(2, **{column: value})
+    assert level(measures=lasting) == "alarm"
+    assert level(measures=[*lasting, measures()[-1] | {"step": 210.0}]) == "healthy"
+    # What was before there was anything to judge counts for nothing.
+    early = metrics()[:11]
+    for row in early[:-1]:
+        row["queue_fill"] = 0.2
+    assert (
+        level(metrics=early, measures=[lasting[0], lasting[-1] | {"step": 25.0}, lasting[-1]])
+        == "watch"
+    )
 
 
 def test_what_the_features_were_before_training_is_not_judged() -> None:
@@ -150,7 +165,7 @@ def test_collapse_is_an_alarm_before_a_long_queue_is_full() -> None:
     long = {"queue_size": 65536}
     assert level(metrics=rows[:9] + rows[-1:], known=long) == "alarm"
     rows = [row | {"queue_fill": 0.2} for row in metrics()]
-    assert level(metrics=rows, measures=measures(rankme=1.0), known=long) == "alarm"
+    assert level(metrics=rows, measures=measures(2, rankme=1.0), known=long) == "alarm"
 
 
 def test_a_queue_that_cannot_be_full_by_the_end_is_watched() -> None:
@@ -167,9 +182,9 @@ def test_masked_keys_make_guessing_easier() -> None:
 
 
 def test_of_another_method_the_features_alone_are_judged() -> None:
-    assert level(metrics=[], measures=measures(rankme=1.0)) == "alarm"
+    assert level(metrics=[], measures=measures(2, rankme=1.0)) == "alarm"
     assert level(metrics=[], known={"bn_groups": 1}) == "healthy"
-    assert level(metrics=[], measures=measures(rankme=1.0)[:2]) == "healthy"
+    assert level(metrics=[], measures=measures(3, rankme=1.0)[:2]) == "healthy"
 
 
 def test_without_the_row_before_training_nothing_is_compared() -> None:
@@ -200,8 +215,10 @@ def test_the_worst_is_told_first_and_advice_on_all() -> None:
     past = health.history(known, metrics(embedding_std=0.1), measures())
     content = health.as_json(found, past)
     assert all(one.advice in content["recommendation"] for one in found.findings)
-    assert [one["level"] for one in content["history"]] == ["healthy", "watch", "alarm"]
-    assert [one["step"] for one in content["history"]] == [0, 25, 200]
+    assert [one["level"] for one in content["history"]] == [
+        "healthy", "watch", "watch", "alarm"
+    ]  # fmt: skip
+    assert [one["step"] for one in content["history"]] == [0, 25, 150, 200]
 
 
 def test_a_short_temperature_makes_a_gap_no_larger() -> None:

@@ -58,7 +58,7 @@ def test_an_unlabelled_run_begins_with_before_and_after_in_words(tmp_path: Path)
     ):
         assert re.search(rf"{re.escape(name)} [^()]* {re.escape(numbers)}", words), name
     assert "after, step 100" in words
-    assert "(kNN)" not in words
+    assert "kNN" not in words
     for text in ("● healthy", "loss below chance", "Train for longer.", "too early to tell"):
         assert words.index(text) < words.index("What training sees"), text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from health_files import write_health
+from scipy import stats
 from small_files import DONE, EVALUATION, LINEAGE
 from test_report_page import read_page
 
@@ -81,6 +83,26 @@ def test_a_difference_counts_where_so_many_images_can_show_it(after, word, tmp_p
     assert "after 100 steps, 60.0 % before (B, the checkpoint with its batch norm's " in said
     assert f": {100 * (after - 0.6):+.1f} ± {100 * chance:.1f} points" in said
     assert ("--config.export=B exports" in said) == (word != "It helped")
+
+
+def test_seeds_that_differ_more_than_images_let_them_decide(tmp_path):
+    """Of 0.6 before, seeds end 4 below, 1 above and 6 above: nothing, however many images."""
+    of_seeds = [
+        dataclasses.replace(row, seed=seed, value=row.value + (row.arm == "B+T") * moved)
+        for seed, moved in enumerate((-0.04, 0.01, 0.06))
+        for row in results_of(0.4, 0.6, 0.6)
+    ]
+    said = helped.sentence(plan(), of_seeds, judged_on(tmp_path, 50_000))
+    half = stats.t.ppf(0.975, 2) * 5 / math.sqrt(3)
+    assert said.startswith("It made no difference that can be told from chance")
+    assert f"+1.0 ± {half:.1f} points, by chance of so many images and 3 seeds." in said
+
+
+def test_nobody_is_told_to_export_random_weights(tmp_path):
+    made = [dataclasses.replace(row, arm="random") for row in results_of(0.4, 0.6, 0.7)[:2]]
+    said = helped.sentence(plan(), [*made, *rows(**{"B+T": 0.3})], judged_on(tmp_path, 1000))
+    assert said.startswith("It did harm")
+    assert "--config.export" not in said
 
 
 def test_more_images_show_smaller_differences(tmp_path):

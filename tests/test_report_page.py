@@ -160,12 +160,21 @@ def made(workdir: Path) -> Checked:
     return Checked(page.write(workdir, results.collect(workdir), "digits").read_text())
 
 
-def test_what_each_arm_is_stands_with_the_results(made: Checked) -> None:
+def test_what_each_arm_is_stands_with_the_results(tmp_path: Path) -> None:
+    plan = write_workdir(tmp_path, seeds=(0,))
+    plan["runs"] = [run for run in plan["runs"] if run["arm"] != "B+T"]
+    (tmp_path / "plans" / "digits.json").write_text(json.dumps(plan))
+    words = Checked(page.write(tmp_path, results.collect(tmp_path)).read_text()).words
     for arm, text in (
         ("B", "random weights, then its batch norm's statistics of folder:digits"),
         ("T", "random weights, then trained on folder:digits"),
     ):
-        assert f" {arm} {text} " in made.words
+        assert f" {arm} {text} " in words
+
+
+def test_arms_that_words_cannot_tell_apart_are_not_told(made: Checked) -> None:
+    """Of T and B+T the same stages stand here."""
+    assert "random weights, then" not in made.words
 
 
 def test_the_page_asks_for_nothing_outside_itself(made: Checked) -> None:

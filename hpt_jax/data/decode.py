@@ -81,7 +81,7 @@ _DICOM_BYTES = 16  # a byte of the file
 def decode(file: str | bytes, name: str = "", short_side: int = 0) -> np.ndarray:
     """Decodes an image as a viewer shows it: upright, its first frame, on white if transparent.
 
-    The alpha of TIFFs and of 16 bits is dropped, and their colours are kept.
+    So are PNG, WebP and GIF of 8 bits; elsewhere alpha is dropped, and the colours are kept.
 
     Args:
       file: the path of a file, or a file's content.
@@ -184,7 +184,8 @@ def _shown(image: Image.Image) -> np.ndarray:
         # Pillow widens PGM files of 16 bits.
         return pixels.astype(np.uint16) if image.format == "PPM" else pixels
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-    if image.has_transparency_data and image.format != "TIFF":  # whose alpha masks what has no data
+    # Elsewhere alpha is a mask of what has no data, or was never meant.
+    if image.has_transparency_data and image.format in ("PNG", "WEBP", "GIF"):
         return np.array(_on_white(image, mode))
     return np.array(image if image.mode == mode else image.convert(mode))
 

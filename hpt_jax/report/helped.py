@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpt_jax.errors import UserError
+from hpt_jax.report.claims import Claim, Results
 from hpt_jax.report.tables import ResultRow, points, summarize
 from hpt_jax.shapes import EVALUATION, HEALTH
 from hpt_jax.telemetry.writers import read_metrics
@@ -56,6 +57,11 @@ def _by_labels(plan: Mapping[str, Any], rows: Sequence[ResultRow], root: Path) -
     was, now = test[start], test[last.arm, last.pretrain_steps]
     images = _test_images(plan, evaluation, root)
     chance = _by_chance(was, now, images) if plan["metric"] == "top1" and images else None
+    if chance is not None:
+        after_last = ((last.arm, last.pretrain_steps),)
+        of_seeds = Results(rows, evaluation).verdict(Claim("", after_last, (start,))).interval
+        low, high = of_seeds or (0.0, 0.0)
+        chance = max(chance, (high - low) / 2)
     on = f"{images:,} test images" if images else "test"
     told = (
         f"on {on} {_PLAIN.get(evaluation, evaluation)} gets {100 * now:.1f} % ({plan['metric']}) "
@@ -68,8 +74,10 @@ def _by_labels(plan: Mapping[str, Any], rows: Sequence[ResultRow], root: Path) -
         word = "It made no difference that can be told from chance"
     else:
         word = "It helped" if now > was else "It did harm"
-    line = f"{word}: {told} ± {100 * chance:.1f} points, by the chance of so few images."
-    if word == "It helped":
+    seeds = f" and {last.seeds} seeds" if last.seeds > 1 else ""
+    of = f"so many images{seeds}"
+    line = f"{word}: {told} ± {100 * chance:.1f} points, by chance of {of}."
+    if word == "It helped" or start[0] == "random":
         return line
     return f"{line} --config.export={start[0]} exports what was there before."
 

@@ -30,6 +30,7 @@ from hpt_jax.report.tables import (
     ResultRow,
     Summary,
     interval,
+    longest,
     order_arms,
     points,
     spread,
@@ -258,7 +259,9 @@ def headlines(
     lengths = {row.pretrain_steps for row in rows if row.pretrain_steps}
     if analysis in ("semi_supervised", "sequential") or (not analysis and len(lengths) < 2):
         text = "Each arm at its longest pretraining on the target."
-        return [("arms", functools.partial(figures.draw_bars, rows, arms, evaluations), text)]
+        there = {row.evaluation for row in longest(rows)}
+        shown = [name for name in evaluations if name in there]
+        return [("arms", functools.partial(figures.draw_bars, rows, arms, shown), text)]
     found = []
     for place, name in enumerate(evaluations):
         mine = [row for row in rows if row.evaluation == name]
@@ -447,10 +450,13 @@ _DOES = {
 def _arms(
     plan: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """Each arm whose stages have begun, and what it does: (name, text)."""
+    """Each arm whose stages have begun, and what it does: (name, text).
+
+    Nothing where arms differ by what is not told: shares of a set, policies, lengths of the base.
+    """
     found = {}
     for run in plan["runs"]:
-        if all(one in stages for one in run["chain"]):
+        if run["chain"] and all(one in stages for one in run["chain"]):
             configs = [stages[one]["config"] for one in run["chain"]]
             does = [
                 _DOES[one["trainable"]].format(one["dataset"])
@@ -460,7 +466,7 @@ def _arms(
             init = configs[0]["init"]
             start = "random weights" if init == "random" else init
             found[run["arm"]] = ", then ".join([start, *does])
-    return list(found.items())
+    return list(found.items()) if len(set(found.values())) == len(found) else []
 
 
 def command(plan: Mapping[str, Any]) -> str:

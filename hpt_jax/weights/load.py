@@ -171,10 +171,12 @@ def inspect(path: str) -> Mapping[str, Any] | None:
 
 
 def _facts_of_stage(lineage: Mapping[str, Any]) -> dict[str, Any]:
+    config = lineage["config"]
     return {
-        **lineage["config"]["model"],
+        **config["model"],
         "channels": len(lineage["pixel_mean"]),
-        "image_size": lineage["config"]["image_size"],
+        "image_size": config["image_size"],
+        "center_crop": float(config["input"]["center_crop"]),
         "lineage": lineage["words"],
         "stage_id": lineage["id"],
     }
