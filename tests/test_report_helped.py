@@ -98,6 +98,17 @@ def test_seeds_that_differ_more_than_images_let_them_decide(tmp_path):
     assert f"+1.0 ± {half:.1f} points, by chance of so many images and 3 seeds." in said
 
 
+def test_what_is_one_model_for_all_seeds_is_compared_with_each(tmp_path):
+    made = rows(**{"B-direct": 0.6}) + [
+        dataclasses.replace(row, seed=seed, value=row.value + moved)
+        for seed, moved in ((7, 0.0), (8, 0.1))
+        for row in rows(**{"B+T": 0.6})
+    ]
+    said = helped.sentence(plan(), made, judged_on(tmp_path, 50_000))
+    half = stats.t.ppf(0.975, 1) * 10 / math.sqrt(2) / math.sqrt(2)
+    assert f"+5.0 ± {half:.1f} points" in said
+
+
 def test_nobody_is_told_to_export_random_weights(tmp_path):
     made = [dataclasses.replace(row, arm="random") for row in results_of(0.4, 0.6, 0.7)[:2]]
     said = helped.sentence(plan(), [*made, *rows(**{"B+T": 0.3})], judged_on(tmp_path, 1000))
