@@ -34,6 +34,14 @@ def test_the_quickstart_raises_no_alarm_where_its_embeddings_are_closest(steps):
     assert "alarm" not in {one.level for one in broken_runs.verdicts(curves)}
 
 
+def test_a_collapse_that_passes_is_no_alarm():
+    """The tutorial's base, a wide ResNet-18 from random weights: its rank falls from 84 to 5."""
+    curves = json.loads((RUNS / "tutorial-base.json").read_text())
+    known = health.Facts(**curves["facts"])
+    said = health.history(known, curves["metrics"], curves["measures"])
+    assert [one.level for one in said] == ["healthy", "healthy", *["watch"] * 5]
+
+
 def test_the_documented_verdicts_are_those_of_the_kept_curves():
     documented = DOCS.read_text().splitlines()
     rows = [broken_runs.table_row(name, kept(name)) for name in broken_runs.cases()]
