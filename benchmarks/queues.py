@@ -4,7 +4,8 @@
 
 Of each set 500 of its images are pretrained on, 200 steps from a base, three seeds, by queues of a
 quarter to 8 times as many keys, with and without the mask; the linear probe and nearest neighbours
-on all test images. Prints a table in Markdown. The same command continues.
+on all test images. Prints a table in Markdown, which docs/small-sets.md holds. The same command
+continues.
 """
 
 from __future__ import annotations

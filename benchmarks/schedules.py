@@ -3,8 +3,8 @@
     python benchmarks/schedules.py --data_dir DATA --out DIR [SET ...]
 
 Of each set, from random weights and from a base, three seeds, the same budgets under both
-schedules; the linear probe and nearest neighbours on test images. Prints two tables in Markdown.
-The same command continues.
+schedules; the linear probe and nearest neighbours on test images. Prints two tables in Markdown,
+which docs/anytime.md holds. The same command continues.
 """
 
 from __future__ import annotations

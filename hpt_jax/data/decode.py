@@ -81,7 +81,7 @@ _DICOM_BYTES = 16  # a byte of the file
 def decode(file: str | bytes, name: str = "", short_side: int = 0) -> np.ndarray:
     """Decodes an image as a viewer shows it: upright, its first frame, on white if transparent.
 
-    So are PNG, WebP and GIF of 8 bits; elsewhere alpha is dropped, and the colours are kept.
+    On white are PNG, WebP and GIF of 8 bits; elsewhere alpha is dropped, and colours are kept.
 
     Args:
       file: the path of a file, or a file's content.

@@ -73,8 +73,7 @@ def _by_labels(plan: Mapping[str, Any], rows: Sequence[ResultRow], root: Path) -
     else:
         word = "It helped" if now > was else "It did harm"
     seeds = f" and {last.seeds} seeds" if last.seeds > 1 else ""
-    of = f"so many images{seeds}"
-    line = f"{word}: {told} ± {100 * chance:.1f} points, by chance of {of}."
+    line = f"{word}: {told} ± {100 * chance:.1f} points, by chance of so many images{seeds}."
     if word == "It helped" or start[0] == "random":
         return line
     return f"{line} --config.export={start[0]} exports what was there before."

@@ -237,7 +237,7 @@ def make_backbone(
     like = abstract_backbone(model, len(pixel_mean))
     # Compiling what draws takes longer than all the rest, so it waits until something is lacking.
     if flatten(like).keys() - weights.tensors.keys():
-        like = init_backbone(model, rng, pixel_mean, pixel_std)
+        return fill(init_backbone(model, rng, pixel_mean, pixel_std, pixel_window), weights)
     like = dataclasses.replace(
         like,
         pixel_mean=jnp.asarray(pixel_mean, jnp.float32),
