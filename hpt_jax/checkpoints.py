@@ -22,12 +22,38 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import type_handlers
+from orbax.checkpoint._src.metadata import array_metadata_store
 
 from hpt_jax.workdir import flush, make_folder
 
 MANIFEST = "manifest.json"
 # Orbax raises its errors, and logs them with a traceback as well.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+# The first process saves and restores; the others have no workdir, and would be waited for.
+_ALONE = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+)
+
+
+class _NoOthers(array_metadata_store.Validator):
+    """Where several processes run, one alone has written."""
+
+    def validate_all_array_metadatas(self, array_metadatas: Any) -> None:
+        """Has nothing to compare."""
+
+
+def _checkpointer() -> ocp.AsyncCheckpointer:
+    """Saves what every device has, from the first one's."""
+    arrays = type_handlers.ArrayHandler(
+        use_replica_parallel=False, array_metadata_store=array_metadata_store.Store()
+    )
+    handler = ocp.PyTreeCheckpointHandler(
+        multiprocessing_options=_ALONE,
+        type_handler_registry=type_handlers.create_type_handler_registry((jax.Array, arrays)),
+        array_metadata_validator=_NoOthers(),
+    )
+    return ocp.AsyncCheckpointer(handler, multiprocessing_options=_ALONE)
 
 
 class Checkpoints:
@@ -59,7 +85,7 @@ class Checkpoints:
         # Left by a kill in the middle of a save or of a deletion.
         for left in (*self.folder.glob("*.orbax-checkpoint-tmp*"), *self.folder.glob("*.old")):
             shutil.rmtree(left)
-        self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        self._checkpointer = _checkpointer()
         # Orbax's own callback runs before its rename; the manifest has to come after it.
         self._finalizer = futures.ThreadPoolExecutor(1)
         self._finalized: futures.Future[None] | None = None
@@ -76,7 +102,7 @@ class Checkpoints:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
         if (self.folder / str(step)).exists():
             self._set_aside(step)
-        self._checkpointer.save(self.folder / str(step), args=ocp.args.StandardSave(tree))
+        self._checkpointer.save(self.folder / str(step), args=ocp.args.PyTreeSave(tree))
         self._finalized = self._finalizer.submit(self._finalize, step)
 
     def _finalize(self, step: int) -> None:
@@ -201,7 +227,8 @@ def restore(folder: Path, step: int, like: Any) -> Any:
       step: of a whole checkpoint.
       like: a tree of arrays or of jax.ShapeDtypeStruct with shardings.
     """
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=_ALONE)
+    with ocp.Checkpointer(handler, multiprocessing_options=_ALONE) as reader:
         path = folder.absolute() / str(step)
         return reader.restore(path, args=ocp.args.StandardRestore(like))
 
@@ -213,7 +240,8 @@ def restore_subtree(folder: Path, step: int, name: str) -> dict[str, Any]:
       KeyError: if the checkpoint has no such part.
     """
     path = folder.absolute() / str(step)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_ALONE)
+    with ocp.Checkpointer(handler, multiprocessing_options=_ALONE) as reader:
         saved = reader.metadata(path).item_metadata.tree[name]
         # Without a given type Orbax would ask for the devices of the run that wrote the file.
         item = {

@@ -32,6 +32,13 @@ class Feed:
     devices: Devices
     placed: jax.Array | None
 
+    def over(self, devices: Devices) -> Feed:
+        """The same images on their way to devices of which this feed's are the process's own."""
+        if devices == self.devices:
+            return self
+        placed = None if self.placed is None else devices.widened(self.placed)
+        return Feed(self.store, devices, placed)
+
     def batches(
         self, plan: Callable[[int], Plan], steps: range, image_size: int, dtype: Any = jnp.float32
     ) -> Generator[dict[str, Any], None, None]:
@@ -47,7 +54,7 @@ class Feed:
 
         Yields:
           For each step what `plan` names, cut over the devices: u8[rows, image_size, image_size, C]
-          for `Crops`; arrays as they are. Each host makes the rows of its own devices.
+          for `Crops`; arrays as they are. Each process makes the rows of its own devices.
         """
         share = self.devices.share
         if self.placed is None:

@@ -143,7 +143,7 @@ def check(
         name.startswith("finetune") for name in asked.config.evaluations
     ):
         tuned = asked.config.finetune
-        found += _batch_mistakes("finetune.", tuned.batch_size, tuned.bn_groups, devices)
+        found += _batch_mistakes("finetune.", tuned.batch_size, tuned.bn_groups, devices.own)
     if found:
         raise UserError.of(list(dict.fromkeys(found)))
     for stage in todo:
@@ -200,7 +200,7 @@ def _memory_mistakes(stage: plan.Stage, devices: Devices) -> list[Mistake]:
     """Refuses what could only end in the middle of a run, or take the machine with it."""
     needs = estimate.least_memory(stage, devices.count) / 2**30
     # Devices that share the host's memory have a part of it each.
-    has = (devices.memory() or psutil.virtual_memory().total / devices.count) / 2**30
+    has = (devices.memory() or psutil.virtual_memory().total / devices.own.count) / 2**30
     expected = (
         f"what fits into the {has:.1f} GiB of a device, but weights, queue and batch alone take "
         f"{needs:.1f}"

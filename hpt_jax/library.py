@@ -61,7 +61,7 @@ class Library:
 
     Args:
       data_dir: where relative folders and prepared TFDS sets are.
-      devices: where images go.
+      devices: where images go, of this process alone.
       display: where progress goes.
       scans: a folder that remembers what was read of sets too large to be held; None: none does.
     """
@@ -214,8 +214,7 @@ class Library:
         if options.pipeline != "auto":
             return float("inf") if options.pipeline == "resident" else 0.0
         held = sum(feed.placed.nbytes for feed in self._feeds.values() if feed.placed is not None)
-        # Different pipelines on two hosts would wait for each other for ever.
-        free = self._devices.least(psutil.virtual_memory().available)
+        free = psutil.virtual_memory().available
         limit, memory = options.memory_gib * 2**30, self._devices.memory()
         if memory is None:  # devices that share the host's memory hold a copy each
             copies = self._devices.count

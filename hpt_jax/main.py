@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from hpt_jax.errors import Mistake, UserError, nearest
 from hpt_jax.signals import Interrupted, Stop
+
+if TYPE_CHECKING:
+    from hpt_jax.processes import Place, Team
+    from hpt_jax.telemetry.display import Display
 
 HELP = """usage: python -m hpt_jax.main --config FILE --workdir DIR [--config.FIELD=VALUE ...]
 
@@ -20,9 +26,19 @@ nothing when all is done.
   --config.FIELD=VALUE    sets any field of the config, for example
                           --config.dry_run=True or --config.stages.target.steps=50
   --quiet, -q             tells nothing but warnings, the results and where they are
-  --help                  prints this"""
+  --help                  prints this
+
+Several processes train together where each runs the same command. On a TPU pod, under Slurm, Open
+MPI and Kubernetes they find each other; elsewhere each is told:
+
+  --coordinator HOST:PORT where process 0 listens
+  --processes N           how many there are
+  --process I             which one this is, from 0
+  --wait_minutes M        how long to wait for one that makes no progress (30)"""
 
 NEEDED = {"--config": "FILE", "--workdir": "DIR"}
+PLACE = {"--coordinator": "HOST:PORT", "--processes": "N", "--process": "I"}
+WAIT = {"--wait_minutes": "M"}
 QUIET = ("--quiet", "-q")
 
 
@@ -32,44 +48,94 @@ _FILE = (errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command; returns its exit code, where no other process takes part in the run."""
     if "--help" in arguments or "-h" in arguments:
         print(HELP)
         return 0
-    stop = Stop()
+    stop, team, code = Stop(), None, 0
     try:
         flags, overrides = parse(arguments)
         with stop.listening():
-            run_command(flags, overrides, stop)
+            team, display = start(flags, overrides)
+            with explained(flags["--workdir"]):
+                run_command(flags, overrides, display, stop, team)
     except UserError as error:
         print(f"{error}", file=sys.stderr)
-        return 2
+        code = 2
     except Interrupted as error:
         print(f"stopped by {error}; the same command continues", file=sys.stderr)
-        return 128 + error.number
-    return 0
+        code = 128 + error.number
+    except BaseException:
+        if team:
+            team.fail()
+        raise
+    if team:
+        team.end(code)
+    return code
 
 
-def run_command(flags: dict[str, str], overrides: list[tuple[str, str]], stop: Stop) -> None:
-    """Runs what the flags ask for.
+def start(flags: dict[str, str], overrides: list[tuple[str, str]]) -> tuple[Team, Display]:
+    """Starts JAX, in all processes of the run.
 
     Raises:
-      UserError: also if the workdir's disk is full or may not be written to, or memory is full.
-      Interrupted: as asked by a signal.
+      UserError: they do not come together.
     """
     # Imported here, so that --help and a wrong flag are answered at once.
     from hpt_jax.telemetry.display import Display
 
     display = Display(quiet=QUIET[0] in flags)
     with display.working("starting"):
-        import jax
+        from hpt_jax import processes, run  # noqa: F401, which takes a while
 
-        from hpt_jax import config, run
+    wait = float(flags.get("--wait_minutes", 30.0))
+    place = place_of(flags) or processes.detected()
+    if place is None:
+        return processes.Leader(), display
+    command = [f"{field}={text}" for field, text in overrides]
+    return processes.join(place, command, wait, display.line), display
+
+
+def run_command(
+    flags: dict[str, str],
+    overrides: list[tuple[str, str]],
+    display: Display,
+    stop: Stop,
+    team: Team,
+) -> None:
+    """Runs what the flags ask for, or takes part in it.
+
+    Raises:
+      UserError: a user's mistake.
+      Interrupted: as asked by a signal.
+    """
+    from hpt_jax import config, run
+    from hpt_jax.processes import Follower
 
     asked = config.load(flags["--config"])
-    workdir = flags["--workdir"]
+    if isinstance(team, Follower):
+        run.follow(asked, overrides, stop, team)
+    run.run(
+        asked,
+        flags["--workdir"],
+        overrides,
+        display,
+        config_path=flags["--config"],
+        stop=stop,
+        leader=team,
+    )
+
+
+@contextlib.contextmanager
+def explained(workdir: str) -> Iterator[None]:
+    """What is wrong with the machine, as a user's mistake.
+
+    Raises:
+      UserError: the workdir's disk is full or may not be written to, or memory is full.
+    """
+    import jax
+
     try:
-        run.run(asked, workdir, overrides, display, config_path=flags["--config"], stop=stop)
+        yield
     except OSError as error:
         below = os.path.join(os.path.abspath(workdir), "")
         ours = error.errno in _FILE and os.path.abspath(str(error.filename)).startswith(below)
@@ -88,14 +154,46 @@ def run_command(flags: dict[str, str], overrides: list[tuple[str, str]], stop: S
         raise UserError("memory", None, expected, fix) from error
 
 
+def place_of(flags: dict[str, str]) -> Place | None:
+    """The place among several processes that the flags give; None where they give none.
+
+    Raises:
+      UserError: they do not give all of it, or give what cannot be.
+    """
+    from hpt_jax.processes import Place
+
+    if not any(flag in flags for flag in PLACE):
+        return None
+    host, _, port = flags.get("--coordinator", "").rpartition(":")
+    numbers = [flags.get(flag, "") for flag in ("--processes", "--process")]
+    count, index = (int(text) if text.isascii() and text.isdecimal() else -1 for text in numbers)
+    mistakes = []
+    if not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 2**16:
+        expected = "HOST:PORT, where process 0 listens"
+        fix = "For example --coordinator=10.0.0.5:1234."
+        mistakes.append(Mistake("--coordinator", flags.get("--coordinator"), expected, fix))
+    if count < 1:
+        fix = "Count them all."
+        mistakes.append(
+            Mistake("--processes", flags.get("--processes"), "how many processes there are", fix)
+        )
+    if not 0 <= index < max(count, 1):
+        expected = f"a number from 0 to {max(count, 1) - 1}"
+        fix = "Give each process another one."
+        mistakes.append(Mistake("--process", flags.get("--process"), expected, fix))
+    if mistakes:
+        raise UserError.of(mistakes)
+    return Place(host.strip("[]"), int(port), count, index) if count > 1 else None
+
+
 def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Takes the command line apart; `--flag=value` and `--flag value` are the same.
 
     Not by argparse, which reports one mistake at a time, with a page on usage.
 
     Returns:
-      flag -> value for `--config` and `--workdir`, and `--quiet` -> '' where it is given; (field,
-      text) for each `--config.field`.
+      flag -> value for `--config`, `--workdir` and those of several processes, and `--quiet` -> ''
+      where it is given; (field, text) for each `--config.field`.
 
     Raises:
       UserError: for unknown, missing and empty flags, all at once.
@@ -103,13 +201,13 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str
     flags: dict[str, str] = {}
     overrides: list[tuple[str, str]] = []
     mistakes: list[Mistake] = []
-    rest = list(arguments)
+    rest, taking = list(arguments), {**NEEDED, **PLACE, **WAIT}
     while rest:
         flag, equals, text = rest.pop(0).partition("=")
         if flag in QUIET and not equals:
             flags[QUIET[0]] = ""
-        elif flag not in NEEDED and not flag.startswith("--config."):
-            known = nearest(flag, (*NEEDED, "--config.FIELD", "--quiet", "--help"))
+        elif flag not in taking and not flag.startswith("--config."):
+            known = nearest(flag, (*taking, "--config.FIELD", "--quiet", "--help"))
             mistakes.append(Mistake(flag, None, "a known flag", known))
             if not equals and flag.startswith("--") and rest and not rest[0].startswith("--"):
                 rest.pop(0)  # its value
@@ -118,16 +216,28 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str
             flags.setdefault(flag, "?")
         else:
             text = text if equals else rest.pop(0)
-            if flag in NEEDED:
+            if flag in taking:
                 flags[flag] = text
             else:
                 overrides.append((flag.removeprefix("--config."), text))
     for flag, value in NEEDED.items():
         if not flags.get(flag):
             mistakes.append(Mistake(flag, flags.get(flag), "a path", f"Write {flag} {value}."))
+    wait = flags.get("--wait_minutes")
+    if wait is not None and not is_positive(wait):
+        fix = "Leave it out to wait for 30."
+        mistakes.append(Mistake("--wait_minutes", wait, "a number of minutes above 0", fix))
     if mistakes:
         raise UserError.of(mistakes)
     return flags, overrides
+
+
+def is_positive(text: str) -> bool:
+    """Whether a text is a number above 0, and not an infinite one."""
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
 
 
 if __name__ == "__main__":

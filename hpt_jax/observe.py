@@ -91,7 +91,7 @@ def sample_features(
     training: Training, backbone: Backbone, rng: jax.Array
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """f32[n, features] of the evaluation view of each sampled image, and of two augmented views."""
-    config, store, devices = training.stage.config, training.data.store, training.devices
+    config, store, devices = training.stage.config, training.data.store, training.data.feed.devices
     sampled, batch = sample_rows(training.data), config.batch_size
 
     def rows_of(number: int) -> np.ndarray:
@@ -170,7 +170,8 @@ class Observer:
     def look(self, step: int, carry: Carry) -> None:
         """Measures the features after `step` steps."""
         state = carry.state
-        found = measure(self._training, state.backbone, state.rng, self._labelled)
+        backbone, rng = self._training.devices.narrowed((state.backbone, state.rng))
+        found = measure(self._training, backbone, rng, self._labelled)
         self._measures.write(step, found)
         self._judge(step, look=True)
 

@@ -1,18 +1,22 @@
 """The only file that knows how many devices there are.
 
 A step is written for one device's shard with the named axis `AXIS` and mapped over all devices,
-by `jax.shard_map` or by `jax.pmap`: the body is the same, and so are its results.
+by `jax.shard_map` or by `jax.pmap`: the body is the same, and so are its results. The devices may
+be those of several processes, which then run the same programs in the same order.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -79,12 +83,21 @@ class Devices:
 
     def memory(self) -> float | None:
         """Bytes of one device's own memory; None where it shares the host's."""
-        stats = self.mesh.devices.flat[0].memory_stats()
+        stats = self.own.mesh.devices.flat[0].memory_stats()
         return float(stats["bytes_limit"]) if stats else None
 
-    def least(self, value: float) -> float:
-        """The smallest of what all hosts say, so that they decide alike."""
-        return float(np.min(multihost_utils.process_allgather(np.float32(value))))
+    @functools.cached_property
+    def processes(self) -> list[int]:
+        """The processes whose devices they are."""
+        return sorted({device.process_index for device in self.mesh.devices.flat})
+
+    @functools.cached_property
+    def own(self) -> Devices:
+        """Those of this process alone, for what the others take no part in."""
+        if len(self.processes) == 1:
+            return self
+        mine = [one for one in self.mesh.devices.flat if one.process_index == jax.process_index()]
+        return Devices(_axis(mine), self.mapping)
 
     @property
     def replicated(self) -> NamedSharding:
@@ -92,24 +105,49 @@ class Devices:
         return NamedSharding(self.mesh, P())
 
     def replicate(self, tree: Any) -> Any:
-        """Puts a tree of arrays on every device."""
-        return jax.device_put(tree, self.replicated)
+        """Puts a tree of arrays on every device; each process has the same to give."""
+        if len(self.processes) == 1:
+            return jax.device_put(tree, self.replicated)
+        # device_put would first compare the arrays of all processes, and with one device each it
+        # returns a broken one.
+        return _on_data(
+            lambda x: jax.make_array_from_process_local_data(self.replicated, np.asarray(x)), tree
+        )
+
+    def spread(self, tree: Any) -> Any:
+        """Puts a tree on every device as the first process has it.
+
+        Args:
+          tree: of arrays; of the other processes any of the same shapes, which they give up.
+        """
+        if len(self.processes) == 1:
+            return self.replicate(tree)
+        host = _on_data(np.asarray, tree)
+        return self.replicate(_on_data(multihost_utils.broadcast_one_to_all, host))
+
+    def widened(self, tree: Any) -> Any:
+        """Arrays that every process has on its `own` devices, as arrays on all devices."""
+        return _placed_again(tree, self.replicated)
+
+    def narrowed(self, tree: Any) -> Any:
+        """Arrays on all devices as the process's `own`, without a copy: the others do nothing."""
+        return _placed_again(tree, self.own.replicated)
 
     @property
     def share(self) -> tuple[int, int]:
-        """(index, count) of this host: which of a batch's equal parts its own devices take."""
-        return jax.process_index(), jax.process_count()
+        """(index, count) of this process: which of a batch's equal parts its devices take."""
+        return self.processes.index(jax.process_index()), len(self.processes)
 
     def shard(self, batch: Any) -> Any:
-        """Cuts the leading axis of this host's part over its devices (which must divide it)."""
+        """Cuts the leading axis of this process's part over its devices (which must divide it)."""
         sharding = NamedSharding(self.mesh, P(AXIS))
         if self.mapping == "pmap":
-            local = self.count // jax.process_count()
+            local = self.count // len(self.processes)
             batch = jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
     def gather(self, batch: Any) -> Any:
-        """The host arrays of a sharded output, the inverse of `shard`."""
+        """The host arrays of a sharded output, the inverse of `shard`; of one process's devices."""
         batch = jax.tree.map(np.asarray, batch)
         if self.mapping == "pmap":
             batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
@@ -140,13 +178,38 @@ class Devices:
         )
 
 
+class Votes:
+    """What processes that take the same steps agree on, without one more wait.
+
+    Args:
+      devices: of all of them.
+    """
+
+    def __init__(self, devices: Devices):
+        self._devices, self._last = devices, None
+        self._program = devices.map(
+            lambda number: lax.pmax(number.max(), AXIS), (True,), sharded_out=False, donate=False
+        )
+
+    def cast(self, number: int) -> int:
+        """Gives a number, at least 0, to each step; the largest that any gave to the one before.
+
+        A process alone is told its own at once.
+        """
+        if len(self._devices.processes) == 1:
+            return number
+        mine = np.full(self._devices.count // len(self._devices.processes), number, np.int32)
+        last, self._last = self._last, self._program(self._devices.shard(mine))
+        return 0 if last is None else int(last.addressable_data(0))
+
+
 def make_devices(
     count: int = 0, mapping: str = "shard_map", deterministic: bool = False
 ) -> Devices:
-    """The first `count` devices (0: all) as one axis, those of a host side by side.
+    """The first `count` devices (0: all) as one axis, those of a process side by side.
 
     Args:
-      count: how many.
+      count: how many; of several processes each gives an equal part.
       mapping: 'shard_map' or 'pmap'.
       deterministic: whether a GPU has to compute the same bits every time; it has an effect only
         in a process that has not asked for its devices yet.
@@ -160,13 +223,44 @@ def make_devices(
         if own not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} {own}"
     available = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    if count > len(available):
+    processes = jax.process_count()
+    if count > len(available) or count % processes:
+        several = f", and a multiple of the {processes} processes" if processes > 1 else ""
+        where = "all processes" if processes > 1 else "this machine"
         raise UserError(
             "parallel.devices",
             count,
-            f"at most {len(available)}, the devices of this machine",
+            f"at most {len(available)}, the devices of {where}{several}",
             "Lower it, or set it to 0 to use all.",
         )
-    chosen = available[: count or len(available)]
+    part = (count or len(available)) // processes
+    chosen = [
+        device
+        for process in range(processes)
+        for device in [one for one in available if one.process_index == process][:part]
+    ]
+    return Devices(_axis(chosen), mapping)
+
+
+def _axis(devices: list[jax.Device]) -> Mesh:
     # Not jax.make_mesh, which may change their order, and with it whose rows are whose.
-    return Devices(Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,)), mapping)
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _placed_again(tree: Any, sharding: NamedSharding) -> Any:
+    def one(array: jax.Array) -> jax.Array:
+        shards = [shard.data for shard in array.addressable_shards]
+        return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
+
+    return jax.tree.map(one, tree)
+
+
+def _on_data(function: Callable[[Any], Any], tree: Any) -> Any:
+    """`function` of each array, of random keys by their data."""
+
+    def one(leaf: Any) -> Any:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(function(jax.random.key_data(leaf)))
+        return function(leaf)
+
+    return jax.tree.map(one, tree)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import shlex
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from hpt_jax import checkpoints, pictures, plan
 from hpt_jax.errors import UserError
 from hpt_jax.library import StageData
 from hpt_jax.models.backbone import Backbone
 from hpt_jax.observe import Observer, is_due
-from hpt_jax.parallel import Devices
+from hpt_jax.parallel import Devices, Votes
+from hpt_jax.processes import Follower, Leader, Team
 from hpt_jax.signals import Stop
 from hpt_jax.telemetry import writers
 from hpt_jax.telemetry.display import Display
@@ -47,6 +48,7 @@ def run_stage(
     stop: Stop,
     labelled: bool,
     refresh: Callable[[], None],
+    leader: Leader,
 ) -> None:
     """Runs one stage to its end, from its own newest checkpoint where there is one.
 
@@ -61,9 +63,10 @@ def run_stage(
       stop: whether a signal has asked to stop.
       labelled: whether the images have classes, which are looked at in passing, not learned from.
       refresh: called when there is something new in the folder to be shown.
+      leader: of the processes that take part.
 
     Raises:
-      UserError: training diverged.
+      UserError: training diverged, or another process cannot take part.
       signals.Interrupted: a signal has asked to stop, and all is saved.
     """
     began, taken, last = time.monotonic(), 0, 0
@@ -83,7 +86,7 @@ def run_stage(
         if stage.config.trainable == "nothing":
             given = {"backbone": begin()}
             if saver.restore_newest(given, display.line) is None:
-                saver.save(0, given)
+                saver.save(0, devices.replicate(given))
         else:
             assert data is not None
             training = Training(stage, data, devices)
@@ -91,7 +94,10 @@ def run_stage(
             def observe_from(start: int) -> Observer:
                 return Observer(training, folder, start, labelled, display.line, refresh)
 
-            first = train(training, folder, begin, saving, saver, observe_from, display, stop)
+            with leader.together(stage.id):
+                first = train(
+                    training, folder, begin, saving, saver, observe_from, display, stop, leader
+                )
             last = training.steps
             taken = last - first
     seconds = time.monotonic() - began
@@ -108,6 +114,7 @@ def train(
     observe_from: Callable[[int], Observer],
     display: Display,
     stop: Stop,
+    leader: Leader,
 ) -> int:
     """The loop of a stage, up to its last save; returns the step that it went on from.
 
@@ -120,15 +127,17 @@ def train(
       observe_from: makes what watches the steps from a given one on.
       display: where progress goes.
       stop: whether a signal has asked to stop; told when there is something to save.
+      leader: of the processes that take the same steps, see `follow`.
     """
     stage, steps, views = training.stage, training.steps, None
-    start, carry = _restored_or_initial(training, begin, saver, display)
+    start, carry = _restored_or_initial(training, begin, saver, display, leader)
     overview = folder.path / "parameters.txt"
     if not overview.is_file():
         writers.write_parameter_overview(carry.state.backbone.params, overview)
     if stage.trains and not folder.views.is_file():
         with display.working(f"{stage.id}: drawing views"):
-            views = pictures.write_views(folder.views, training, carry.state.rng)
+            rng = training.devices.narrowed(carry.state.rng)
+            views = pictures.write_views(folder.views, training, rng)
 
     last_save, previous, note = time.monotonic(), None, ""
     with (
@@ -140,7 +149,7 @@ def train(
             observer.show(start, "augmented views", views)
         if stage.trains and not start:
             observer.look(0, carry)
-        timed = _Timed(batches)
+        timed, votes = _Timed(_told(batches, start, leader)), Votes(training.devices)
         for step, batch in zip(range(start, steps), timed, strict=True):
             carry, metrics = training.take(carry, batch, step)
             stop.hold()
@@ -154,14 +163,13 @@ def train(
                 rate = learning_rate(stage.config.optimizer, step, steps)
                 wait = timed.share_waited()
                 observer.log(done, {**means, "learning_rate": rate}, wait)
-                totals = jax.tree.map(jnp.zeros_like, carry.totals)
-                carry = dataclasses.replace(carry, totals=totals)
+                carry = training.counted_anew(carry)
                 note = f"loss {means['loss']:.3f}{_slow(wait)}"
                 _check_finite(carry, training, folder, saver)
             if stage.trains and is_due(done, steps):
                 observer.look(done, carry)
             progress(done, note)
-            asked = stop.asked  # once: a signal may come at any moment
+            asked = votes.cast(stop.number)  # once: a signal may come at any moment
             branches = bool(stage.trunk) and done == stage.branch_step
             since = time.monotonic() - last_save
             if asked or branches or done == steps or _due(saving, done, since):
@@ -169,8 +177,45 @@ def train(
                 saver.save(done, saved(carry))
                 last_save = time.monotonic()
             if asked:
+                stop.ask(asked)  # as another process may have been
                 break
     return start
+
+
+def follow(training: Training, log_every_steps: int, follower: Follower, stop: Stop) -> None:
+    """The steps of a stage on another process than the first: the loop of `train` without the rest.
+
+    What runs on the devices of all processes comes in the same order as there.
+
+    Args:
+      training: what it is made of.
+      log_every_steps: as of `Saving`.
+      follower: this process.
+      stop: whether a signal has asked to stop; the first process saves.
+    """
+    start, carry, previous = follower.start(), training.received(), None
+    votes, steps = Votes(training.devices), training.steps
+    with stop.deferred(), contextlib.closing(training.batches(start, steps)) as batches:
+        for step, batch in enumerate(_told(batches, start, follower), start):
+            carry, metrics = training.take(carry, batch, step)
+            stop.hold()
+            jax.block_until_ready(previous)
+            previous = metrics
+            if training.stage.trains and (step + 1) % log_every_steps == 0:
+                carry = training.counted_anew(carry)
+            if votes.cast(stop.number):
+                break
+
+
+def _told(batches: Iterator[Any], start: int, team: Team) -> Iterator[Any]:
+    """The batches; the others are told what this process is at, who may wait for it."""
+    for step in itertools.count(start):
+        team.doing(f"reading the images of step {step + 1}", 2 * step)
+        batch = next(batches, None)
+        if batch is None:
+            return
+        team.doing(f"in step {step + 1}", 2 * step + 1)
+        yield batch
 
 
 def _restored_or_initial(
@@ -178,12 +223,16 @@ def _restored_or_initial(
     begin: Callable[[], Backbone],
     saver: checkpoints.Checkpoints,
     display: Display,
+    leader: Leader,
 ) -> tuple[int, Carry]:
     """The step to go on from, and what is carried there; as of `train`."""
     found = saver.restore_newest(training.saved_like(), display.line)
     if not found:
-        return 0, training.initial(begin())
+        backbone = begin()
+        leader.begin(0)
+        return 0, training.initial(backbone)
     start, tree = found
+    leader.begin(start)
     display.line(f"{training.stage.id}: continues after step {start}")
     return start, training.restored(tree)
 

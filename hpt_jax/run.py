@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -20,23 +20,26 @@ from hpt_jax import (
     pictures,
     plan,
     pretrain,
+    processes,
     resolve,
     surveys,
     workdir,
 )
 from hpt_jax.data import datasets
+from hpt_jax.errors import UserError
 from hpt_jax.evaluate import evaluations, features
 from hpt_jax.evaluate.subject import Subject
 from hpt_jax.library import Library, StageData
 from hpt_jax.lineage import lineage, words
 from hpt_jax.models.backbone import Backbone
+from hpt_jax.processes import Follower, Leader
 from hpt_jax.report import helped, page, results, tables
 from hpt_jax.report.live import Live
 from hpt_jax.report.tables import ResultRow
-from hpt_jax.signals import Stop
+from hpt_jax.signals import Interrupted, Stop
 from hpt_jax.telemetry.display import Display, Watch
 from hpt_jax.telemetry.writers import EventsWriter
-from hpt_jax.training import make_model
+from hpt_jax.training import Training, make_model
 from hpt_jax.weights import export, load
 from hpt_jax.workdir import StageFolder, stage_folder, write_json
 
@@ -48,6 +51,7 @@ def run(
     display: Display | None = None,
     config_path: str = "",
     stop: Stop | None = None,
+    leader: Leader | None = None,
 ) -> list[ResultRow]:
     """Does all that a config asks for and that is not done yet.
 
@@ -58,6 +62,8 @@ def run(
       display: where lines and progress go; the terminal by default.
       config_path: the file that the config is from, for the report; '': none.
       stop: whether a signal has asked to stop; by default none ever does.
+      leader: of the processes that train together, whose others `follow`; by default there are
+        none.
 
     Returns:
       The rows of `results.csv`; none in a dry run.
@@ -66,7 +72,7 @@ def run(
       UserError: for a user's mistake; nothing that was done is lost.
       signals.Interrupted: a signal has asked to stop, and all is saved.
     """
-    display, stop = display or Display(), stop or Stop()
+    display, stop, leader = display or Display(), stop or Stop(), leader or Leader()
     root = Path(folder).absolute()
     with display.working("looking at the data"):
         asked = make_plan(config, overrides, display, root)
@@ -83,7 +89,7 @@ def run(
         compiled.keep(root / "compilation_cache", display.line)
     options = asked.config.parallel
     devices = parallel.make_devices(options.devices, options.map, options.deterministic)
-    library = Library(asked.config.data_dir, devices, display, root / "scans")
+    library = Library(asked.config.data_dir, devices.own, display, root / "scans")
     with display.working("checking what is done"):
         handover.reopen_damaged(asked, root, display)
     with display.working("checking data and weights"):
@@ -104,16 +110,60 @@ def run(
             continue
         with workdir.locked(folder_of_stage.path, display.line):
             if not folder_of_stage.is_done:  # by another run, while this one waited
-                run_stage(stage, asked, root, library, devices, display, stop, live)
+                run_stage(stage, asked, root, library, devices, display, stop, live, leader)
     for one in asked.runs:
         if asked.config.target:
-            evaluate(one.stage, asked, root, library, devices, display, live)
+            evaluate(one.stage, asked, root, library, devices.own, display, live)
         elif handover.missing(one.stage, asked, root):
-            show_neighbours(one.stage, asked, root, library, devices, display)
+            show_neighbours(one.stage, asked, root, library, devices.own, display)
     # Else the results of a run that ends at the same moment could be left out.
     with workdir.locked(root, display.line):
         export_arm(asked, root, display)
         return report(asked, root, display)
+
+
+def follow(
+    config: Mapping[str, Any],
+    overrides: Sequence[tuple[str, str]],
+    stop: Stop,
+    follower: Follower,
+) -> NoReturn:
+    """Takes part in the steps of another process's stages; writes nothing, and ends with it.
+
+    Args:
+      config: as of `run`, and all else as there.
+      overrides: (dotted field, text) pairs.
+      stop: whether a signal has asked to stop.
+      follower: this process.
+    """
+    display = processes.Silent(follower)
+
+    @functools.cache
+    def opened() -> tuple[plan.Plan, parallel.Devices, Library]:
+        asked = make_plan(config, overrides, display, Path(follower.scratch))
+        options = asked.config.parallel
+        devices = parallel.make_devices(options.devices, options.map, options.deterministic)
+        return asked, devices, Library(asked.config.data_dir, devices.own, display)
+
+    while True:
+        wanted = follower.next()
+        try:
+            asked, devices, library = opened()
+            stage = next((one for one in asked.stages if one.id == wanted), None)
+            if stage is None:
+                has = ", ".join(one.id for one in asked.stages)
+                expected = f"the stage {wanted}, which process 0 trains, but here it has {has}"
+                fix = "Give all processes the same images, weights and versions."
+                raise UserError("the plan", None, expected, fix)
+            data = library.of_stage(stage)
+        except UserError as error:
+            follower.refuse(error.mistakes)
+            continue
+        assert data is not None
+        follower.ready(wanted)
+        training = Training(stage, data, devices)
+        with contextlib.suppress(Interrupted):  # the first process ends all, once it has saved
+            pretrain.follow(training, asked.config.log_every_steps, follower, stop)
 
 
 def make_plan(
@@ -165,6 +215,7 @@ def run_stage(
     display: Display,
     stop: Stop,
     live: Live,
+    leader: Leader,
 ) -> None:
     """Starts from the parent's backbone, writes the lineage, trains to the end."""
     folder, config = stage_folder(root, stage.id), asked.config
@@ -179,7 +230,8 @@ def run_stage(
             display.line(line)
         before = plan.before_file(stage, asked)
         if data and before and stage in [one.stage for one in asked.runs]:
-            shown = _write_neighbours(folder.path / before, stage, initial, data, devices, display)
+            path, own = folder.path / before, devices.own
+            shown = _write_neighbours(path, stage, initial, data, own, display)
             _to_tensorboard(folder, 0, shown)
         return initial
 
@@ -197,7 +249,7 @@ def run_stage(
     refresh()
     labelled = stage.config.dataset == config.target and config.metric == "top1"
     pretrain.run_stage(
-        stage, folder, data, begin, devices, saving, display, stop, labelled, refresh
+        stage, folder, data, begin, devices, saving, display, stop, labelled, refresh, leader
     )
 
 

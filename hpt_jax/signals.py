@@ -45,6 +45,16 @@ class Stop:
         """Whether to save and to leave at the end of this step."""
         return self._asked is not None
 
+    @property
+    def number(self) -> int:
+        """Of the signal that has asked; 0: none has."""
+        return self._asked or 0
+
+    def ask(self, number: int) -> None:
+        """Asks to stop, as a signal of that number to another process of this run has."""
+        with self._lock:
+            self._asked = self._asked or number
+
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """Within this `hold` may be called; when it is left, everything is saved.

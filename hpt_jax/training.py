@@ -68,7 +68,7 @@ class Training:
     Attributes:
       stage: what to train.
       data: its images.
-      devices: to map over.
+      devices: to map over; those of `data.feed`, and those of other processes.
     """
 
     stage: plan.Stage
@@ -98,28 +98,43 @@ class Training:
         # Order and augmentation follow the seed; weights that a stage makes anew must not repeat
         # what another stage of the chain drew.
         rng = jax.random.fold_in(jax.random.key(self.stage.seed), len(self.stage.chain))
-        return self.devices.replicate(initial_carry(self.method, self.settings, rng, backbone))
+        return self.devices.spread(initial_carry(self.method, self.settings, rng, backbone))
 
     def saved_like(self) -> dict[str, Any]:
-        """Shapes, dtypes and places of what `saved` gives."""
-        state = _abstract_state(self.method, self.settings, self.data.store.channels)
-        totals = _no_totals(self.method, self.settings)
-        carry = Carry(state, totals, first_bad=totals["count"])  # which is not saved
+        """Shapes, dtypes and places, among this process's own devices, of what `saved` gives."""
+        place = self.devices.own.replicated
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.devices.replicated),
-            saved(carry),
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            saved(self._abstract_carry()),
         )
 
     def restored(self, tree: dict[str, Any]) -> Carry:
         """What a step is given after a checkpoint."""
         state = tree["state"].replace(backbone=tree["backbone"])
-        return Carry(state, tree["totals"], self.devices.replicate(np.array(-1, np.int32)))
+        first_bad = jnp.full((), -1, jnp.int32)
+        if self.devices.own is self.devices:  # where all but this already is
+            return Carry(state, tree["totals"], self.devices.replicate(first_bad))
+        return self.devices.spread(Carry(state, tree["totals"], first_bad))
+
+    def received(self) -> Carry:
+        """What the first process gets by `initial` or `restored`, on another one."""
+        return self.devices.spread(jax.tree.map(_zeros, self._abstract_carry()))
+
+    def _abstract_carry(self) -> Carry:
+        state = _abstract_state(self.method, self.settings, self.data.store.channels)
+        return Carry(state, _no_totals(self.method, self.settings), jnp.zeros((), jnp.int32))
+
+    def counted_anew(self, carry: Carry) -> Carry:
+        """The carry after its totals were read."""
+        totals = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), carry.totals)
+        return dataclasses.replace(carry, totals=self.devices.replicate(totals))
 
     def batches(self, start: int, stop: int) -> Generator[dict[str, Any], None, None]:
         """What the steps from `start` to before `stop` see."""
         dtype = jnp.promote_types(jnp.float32, self.stage.config.model.dtype)
         size = self.stage.config.image_size
-        return self.data.feed.batches(self.plan_batch, range(start, stop), size, dtype)
+        feed = self.data.feed.over(self.devices)
+        return feed.batches(self.plan_batch, range(start, stop), size, dtype)
 
     def rows(self, step: int) -> np.ndarray:
         """The images of a step's batch, int64[batch_size], as rows of the store."""
@@ -152,6 +167,12 @@ def initial_carry(method: ModuleType, settings: Any, rng: jax.Array, backbone: B
 def _abstract_state(method: ModuleType, settings: Any, channels: int) -> Any:
     init = functools.partial(method.init, settings)
     return jax.eval_shape(init, jax.random.key(0), abstract_backbone(settings.model, channels))
+
+
+def _zeros(leaf: Any) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0), leaf.shape)
+    return jnp.zeros(leaf.shape, leaf.dtype)
 
 
 def _no_totals(method: ModuleType, settings: Any) -> dict[str, jax.Array]:
