@@ -12,7 +12,7 @@ import psutil
 
 from hpt_jax import checkpoints, estimate, pictures, plan
 from hpt_jax.augment.policies import for_channels
-from hpt_jax.config import Config, labels_of
+from hpt_jax.config import Config, Optimizer, labels_of
 from hpt_jax.data.splits import strata
 from hpt_jax.errors import Mistake, UserError
 from hpt_jax.evaluate.metrics import check_metric
@@ -114,6 +114,9 @@ def has_lost_its_lineage(folder: StageFolder) -> bool:
     """Whether a stage was begun, but what tells of its beginning is damaged or gone."""
     return folder.checkpoints.exists() and read_json(folder.lineage, LINEAGE) is None
 
+
+# The paper's; beyond its batch, groups stay as they are and the rate of steps grows with the batch.
+REFERENCE_BATCH, REFERENCE_GROUP = 256, 64
 
 # What is made of a backbone besides its evaluations.
 NEIGHBOURS = "neighbours"
@@ -339,6 +342,15 @@ def _warnings(stage: plan.Stage, library: Library) -> list[str]:
         lines.append(
             f"{stage.name}: model.bn_groups = 1 lets keys and queries share batch statistics, "
             "which MoCo's shuffling exists to prevent"
+        )
+    batch, groups = config.batch_size, config.model.bn_groups
+    if batch > REFERENCE_BATCH and batch // groups > REFERENCE_GROUP:
+        rate = Optimizer().learning_rate * batch / REFERENCE_BATCH
+        lines.append(
+            f"{stage.name}: batch norm over groups of {batch // groups}, where the paper has "
+            f"{REFERENCE_GROUP} (its recipe for a batch of {batch}: "
+            f"--config.model.bn_groups={batch // REFERENCE_GROUP} "
+            f"--config.optimizer.learning_rate={rate:g})"
         )
     if config.subset == 1.0 and (note := statistics_note(config.dataset, data.pixel_mean)):
         lines.append(note)

@@ -153,17 +153,17 @@ class Leader:
           UserError: one of them cannot.
         """
         self._together, self._called = True, stage_id
-        for peer in self._peers:
-            peer.changed = time.monotonic()
-            peer.send(train=stage_id)
-        with self._news:
-            self._news.wait_for(
-                lambda: self._mistakes or all(one.ready == stage_id for one in self._peers)
-            )
-        self._called = ""
-        if self._mistakes:
-            raise UserError.of(self._mistakes)
         try:
+            for peer in self._peers:
+                peer.changed = time.monotonic()
+                peer.send(train=stage_id)
+            with self._news:
+                self._news.wait_for(
+                    lambda: self._mistakes or all(one.ready == stage_id for one in self._peers)
+                )
+            if self._mistakes:
+                raise UserError.of(self._mistakes)
+            self._called = ""
             yield
         finally:
             self._together = False

@@ -66,3 +66,17 @@ def test_the_mapping_and_the_devices_are_no_part_of_a_stage(images: Path) -> Non
         for devices, mapping in [(1, "shard_map"), (8, "shard_map"), (2, "pmap")]
     }
     assert len(ids) == 1
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(("groups", "told"), [(4, True), (16, False)])
+def test_batches_for_many_devices_are_told_the_papers_rule(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], groups: int, told: bool
+) -> None:
+    config = tiny_config(images)
+    config.batch_size, config.model.bn_groups, config.moco.queue_size = 1024, groups, 1024
+    config.stages.target = dict(dataset="folder:target", steps=3)
+    config.arms.T = ("target",)
+    run.run(config, tmp_path)
+    rule = "--config.model.bn_groups=16 --config.optimizer.learning_rate=0.12"
+    assert (rule in capsys.readouterr().out) == told
