@@ -1,4 +1,4 @@
-"""How the processes of a run find each other; promises/test_processes.py has what comes of it."""
+"""How the processes of a run find each other; promises/test_two_processes.py has what comes of it."""
 
 import os
 import socket
