@@ -44,7 +44,7 @@ def get_config():
     config.arms["B+T"] = ("base", "target")
     return config
 """
-LIMIT_SECONDS = 240.0
+LIMIT_SECONDS = 400.0
 
 # In the third step of the target's stage: says so, and takes long.
 SLOW = """
@@ -259,21 +259,21 @@ def test_a_signal_to_any_process_stops_all_of_them_with_everything_saved(
 def test_a_process_that_makes_no_progress_is_named_with_what_it_is_at(
     config: Path, tmp_path: Path
 ) -> None:
-    flags = ["--wait_minutes=0.7"]
+    flags = ["--wait_minutes=1.5"]
     with started(config, tmp_path / "two", 2, 1, flags=flags, slow=(1, 3600.0)) as run:
         assert run.ends() == [LOST, LOST]
-        assert re.search(r"process 1 \(.+\): in step 3; nothing new for 0.7 minutes", run.told(0))
+        assert re.search(r"process 1 \(.+\): in step 3; nothing new for 1.5 minutes", run.told(0))
         assert "nothing new" in run.told(1)
 
 
 @pytest.mark.slow
 def test_a_process_that_hangs_is_named(config: Path, tmp_path: Path) -> None:
-    flags = ["--wait_minutes=0.7"]
+    flags = ["--wait_minutes=1.5"]
     with started(config, tmp_path / "two", 2, 1, flags=flags, slow=(1, 3600.0)) as run:
         run.wait_until(1, "now")
         run.processes[1].send_signal(signal.SIGSTOP)
         assert run.processes[0].wait(LIMIT_SECONDS) == LOST
-        assert re.search(r"process 1 \(.+\) has said nothing for 42 seconds", run.told(0))
+        assert re.search(r"process 1 \(.+\) has said nothing for 60 seconds", run.told(0))
 
 
 def test_a_process_that_does_not_come_is_named_to_all_that_did(
