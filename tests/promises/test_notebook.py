@@ -104,7 +104,7 @@ def test_all_cells_show_what_they_tell_and_running_them_again_trains_nothing(
     for row in read_results(runs / "results.csv"):
         assert f"{row.evaluation}|{row.arm}|{row.pretrain_steps}|" in table
         assert f"{100 * row.value:.1f} %" in table
-    assert "on 9 test images a linear probe gets" in table or "test images" in table
+    assert "test images a linear probe gets" in table
     assert "retrieval|" in table
     weights = load_file(runs / "export" / "backbone.safetensors")
     assert f"{len(weights)} tensors" in texts(shown["export"], "stream")
@@ -148,8 +148,12 @@ def test_a_zip_file_is_as_the_folder_that_it_holds(
     archive = shutil.make_archive(str(tmp_path / "field"), "zip", tmp_path / "packed")
     settings(archive, 2)
     run_all(tmp_path / "zip")
-    model = "export/backbone.safetensors"
-    assert trained(tmp_path / "zip")[model] == trained(tmp_path / "folder")[model]
+    one, other = (
+        load_file(tmp_path / name / "runs" / "colab" / "export" / "backbone.safetensors")
+        for name in ("folder", "zip")
+    )
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.slow
@@ -230,5 +234,7 @@ def test_a_run_that_was_disturbed_ends_as_one_that_was_not_when_all_cells_are_ru
         run_all(undisturbed)
     Disturbed(tmp_path, disturb).run()
     assert not (tmp_path / "runs" / "colab" / "export").exists()
-    run_all(tmp_path)
+    again = run_all(tmp_path)
     assert trained(tmp_path) == trained(undisturbed)
+    if disturb is not kernel_dies:  # what is left behind may have gone on for a while
+        assert "continues after step" in texts(again["adapt"], "stream")
