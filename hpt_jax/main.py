@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hpt_jax.errors import Mistake, UserError, nearest
 from hpt_jax.signals import Interrupted, Stop
@@ -19,10 +19,13 @@ nothing when all is done.
   --workdir DIR           where results go; made if it is not there
   --config.FIELD=VALUE    sets any field of the config, for example
                           --config.dry_run=True or --config.stages.target.steps=50
+  --only ID[,ID...]       trains and evaluates these stages alone, and what they start from; all
+                          of a study, over several machines: python -m hpt_jax.jobs --help
   --quiet, -q             tells nothing but warnings, the results and where they are
   --help                  prints this"""
 
 NEEDED = {"--config": "FILE", "--workdir": "DIR"}
+OPTIONAL = {"--only": "ID[,ID...]"}
 QUIET = ("--quiet", "-q")
 
 
@@ -68,8 +71,11 @@ def run_command(flags: dict[str, str], overrides: list[tuple[str, str]], stop: S
 
     asked = config.load(flags["--config"])
     workdir = flags["--workdir"]
+    only = flags["--only"].split(",") if "--only" in flags else []
     try:
-        run.run(asked, workdir, overrides, display, config_path=flags["--config"], stop=stop)
+        run.run(
+            asked, workdir, overrides, display, config_path=flags["--config"], stop=stop, only=only
+        )
     except OSError as error:
         below = os.path.join(os.path.abspath(workdir), "")
         ours = error.errno in _FILE and os.path.abspath(str(error.filename)).startswith(below)
@@ -88,14 +94,22 @@ def run_command(flags: dict[str, str], overrides: list[tuple[str, str]], stop: S
         raise UserError("memory", None, expected, fix) from error
 
 
-def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+def parse(
+    arguments: Sequence[str],
+    optional: Mapping[str, str] = OPTIONAL,
+    groups: tuple[str, ...] = (),
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Takes the command line apart; `--flag=value` and `--flag value` are the same.
 
     Not by argparse, which reports one mistake at a time, with a page on usage.
 
+    Args:
+      arguments: as the shell gives them.
+      optional: flags beside `--config` and `--workdir`, and what their values are.
+      groups: what further flags with a value begin with, such as '--slurm.'.
+
     Returns:
-      flag -> value for `--config` and `--workdir`, and `--quiet` -> '' where it is given; (field,
-      text) for each `--config.field`.
+      flag -> value, and `--quiet` -> '' where it is given; (field, text) for each `--config.field`.
 
     Raises:
       UserError: for unknown, missing and empty flags, all at once.
@@ -103,13 +117,13 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str
     flags: dict[str, str] = {}
     overrides: list[tuple[str, str]] = []
     mistakes: list[Mistake] = []
-    rest = list(arguments)
+    rest, plain = list(arguments), {**NEEDED, **optional}
     while rest:
         flag, equals, text = rest.pop(0).partition("=")
         if flag in QUIET and not equals:
             flags[QUIET[0]] = ""
-        elif flag not in NEEDED and not flag.startswith("--config."):
-            known = nearest(flag, (*NEEDED, "--config.FIELD", "--quiet", "--help"))
+        elif flag not in plain and not flag.startswith(("--config.", *groups)):
+            known = nearest(flag, (*plain, "--config.FIELD", "--quiet", "--help"))
             mistakes.append(Mistake(flag, None, "a known flag", known))
             if not equals and flag.startswith("--") and rest and not rest[0].startswith("--"):
                 rest.pop(0)  # its value
@@ -118,13 +132,13 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str
             flags.setdefault(flag, "?")
         else:
             text = text if equals else rest.pop(0)
-            if flag in NEEDED:
-                flags[flag] = text
-            else:
+            if flag.startswith("--config."):
                 overrides.append((flag.removeprefix("--config."), text))
-    for flag, value in NEEDED.items():
-        if not flags.get(flag):
-            mistakes.append(Mistake(flag, flags.get(flag), "a path", f"Write {flag} {value}."))
+            else:
+                flags[flag] = text
+    for flag, value in plain.items():
+        if (flag in NEEDED or flag in flags) and not flags.get(flag):
+            mistakes.append(Mistake(flag, flags.get(flag), "a value", f"Write {flag} {value}."))
     if mistakes:
         raise UserError.of(mistakes)
     return flags, overrides
