@@ -109,7 +109,11 @@ class Checkpoints:
         """
         pending, self._finalized = self._finalized, None
         if pending is not None:
-            pending.result()
+            try:
+                pending.result()
+            except Exception:
+                lease.check(self.folder)  # or it would be told what became of the files then
+                raise
 
     def restore_newest(self, like: Any, line: Callable[[str], None]) -> tuple[int, Any] | None:
         """The newest whole checkpoint: its step, and the exact tree; None where there is none.
