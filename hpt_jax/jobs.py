@@ -34,9 +34,9 @@ once, on any machines that share the workdir. The last command gathers results a
 
   --submit slurm          gives each wave to Slurm as a job array that begins when the one before
                           has ended; logs are in DIR/jobs
-  --slurm.NAME=VALUE      what a job asks for, as submitit names it: time (minutes), partition,
-                          gpus_per_node, cpus_per_task, mem_gb, account, qos, constraint,
-                          array_parallelism (jobs at once), setup='["module load ..."]', ...
+  --slurm.NAME=VALUE      what a job asks for, as submitit's SlurmExecutor names it: time (in
+                          minutes), partition, gpus_per_node, cpus_per_task, mem=64GB, account,
+                          qos, array_parallelism (jobs at once), setup='["module load ..."]', ...
   --submit local          runs them here, one at a time
   --help                  prints this
 
@@ -211,8 +211,10 @@ def _executor(engine: str, root: Path, settings: Mapping[str, str]) -> submitit.
     try:
         executor.update_parameters(**{"job_name": "hpt_jax", **values})
     except (TypeError, ValueError) as error:
-        expected = f"what submitit takes, but: {error}"
-        raise UserError(f"{_SLURM}*", dict(settings), expected, "Mend that.") from None
+        reason = str(error).partition("\n")[0]  # further ones list all that there are
+        expected = f"settings of submitit's SlurmExecutor, but: {reason}"
+        fix = "Its documentation lists them; sbatch's, what they mean."
+        raise UserError(f"{_SLURM}*", dict(settings), expected, fix) from None
     return executor
 
 
