@@ -191,14 +191,13 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGSTOP, signal.SIGKILL])
-def test_without_locks_a_stage_goes_to_another_process_when_its_own_shows_no_sign_of_life(
-    images: Path, tmp_path: Path, sent: signal.Signals
+def test_without_locks_the_stage_of_a_suspended_process_goes_to_another_one(
+    images: Path, tmp_path: Path
 ) -> None:
     text = CONFIG.format(here=str(Path(__file__).parent), images=str(images))
-    text = text.replace("steps=4)", "steps=4000)").replace("steps=(4, 6)", "steps=4")
+    text = text.replace("steps=4)", "steps=600)").replace("steps=(4, 6)", "steps=4")
     (tmp_path / "config.py").write_text(text)
-    flags = ["--config.save_every_steps=100", "--config.log_every_steps=20"]
+    flags = ["--config.save_every_steps=20", "--config.log_every_steps=20"]
     (tmp_path / "leased.py").write_text(LEASED)
 
     def started(name: str, program: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -210,10 +209,10 @@ def test_without_locks_a_stage_goes_to_another_process_when_its_own_shows_no_sig
     with contextlib.ExitStack() as ends:
         first = started("first", leased)
         ends.callback(kill_group, first)
-        while not list(tmp_path.glob("w/stages/base-*/checkpoints/*00/manifest.json")):
+        while not list(tmp_path.glob("w/stages/base-*/checkpoints/*0/manifest.json")):
             assert first.poll() is None, (tmp_path / "first.log").read_text()
             time.sleep(0.01)
-        first.send_signal(sent)
+        first.send_signal(signal.SIGSTOP)
         (base,) = (tmp_path / "w" / "stages").glob("base-*")
         assert not (base / "done.json").exists(), "too quick for this test"
         second = started("second", leased)
@@ -221,16 +220,14 @@ def test_without_locks_a_stage_goes_to_another_process_when_its_own_shows_no_sig
         while "continues after step" not in (tmp_path / "second.log").read_text():
             assert second.poll() is None, (tmp_path / "second.log").read_text()
             time.sleep(0.01)
-        if sent == signal.SIGSTOP:
-            first.send_signal(signal.SIGCONT)
-            assert first.wait(timeout=LIMIT_SECONDS) == 2
-            said = (tmp_path / "first.log").read_text()
-            assert "Traceback" not in said
-            line = said.splitlines()[-1]
-            assert line.startswith(f"{base}: expected this process to hold it, but process ")
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(timeout=LIMIT_SECONDS) == 2
+        said = (tmp_path / "first.log").read_text()
+        assert "Traceback" not in said
+        line = said.splitlines()[-1]
+        assert line.startswith(f"{base}: expected this process to hold it, but process ")
         assert second.wait(timeout=LIMIT_SECONDS) == 0
         third = started("alone", ["-m", "hpt_jax.main"])
         ends.callback(kill_group, third)
         assert third.wait(timeout=LIMIT_SECONDS) == 0
-    assert f"held by process {first.pid} on " in (tmp_path / "second.log").read_text()
     check_equal(tmp_path / "alone", tmp_path / "w")
