@@ -14,6 +14,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,20 +77,17 @@ def _run(flags: Mapping[str, str], overrides: Sequence[tuple[str, str]]) -> int:
         first = next(iter(settings))
         raise UserError(f"{_SLURM}{first}", None, "--submit slurm beside it", "Add it.")
     root = Path(flags["--workdir"]).absolute()
-    # What cannot be submitted is said before data is looked at.
-    executor = _executor(engine, root, settings) if engine else None
-
     commands = [
         [command(flags, overrides, job) for job in jobs]
         for jobs in waves_left(flags["--config"], overrides, root)
     ]
     commands.append([command(flags, overrides)])
-    if executor is None:
-        print("\n".join(script(commands)))
-        return 0
     if engine == "slurm":
-        return submit(executor, commands)
-    return run_here(executor, commands)
+        return submit(_slurm(root, settings), commands)
+    if engine == "local":
+        return run_here(_local(root), commands)
+    print("\n".join(script(commands)))
+    return 0
 
 
 def waves_left(config_path: str, overrides: Sequence[tuple[str, str]], root: Path) -> Waves:
@@ -180,34 +179,28 @@ def script(work: Sequence[Sequence[Sequence[str]]]) -> list[str]:
     return [*lines, "# when all have ended: results and report", *map(shlex.join, last)]
 
 
-def _executor(engine: str, root: Path, settings: Mapping[str, str]) -> submitit.Executor:
+def _slurm(root: Path, settings: Mapping[str, str]) -> submitit.Executor:
     """What jobs are submitted with.
 
     Args:
-      engine: 'slurm' or 'local'.
       root: the workdir.
-      settings: submitit's name -> text, for Slurm.
+      settings: submitit's name -> text.
 
     Raises:
       UserError: there is no Slurm, a setting is missing or wrong.
     """
     import submitit
 
-    folder = root / "jobs"
-    if engine == "local":
-        executor: submitit.Executor = submitit.LocalExecutor(folder)
-        executor.update_parameters(timeout_min=_MINUTES)
-        return executor
     absent = [name for name in ("sbatch", "srun") if shutil.which(name) is None]
     if absent:
         expected = f"a machine with Slurm's {' and '.join(absent)}"
         fix = "Call it on a login node; or without --submit, to get the commands."
-        raise UserError("--submit", engine, expected, fix)
+        raise UserError("--submit", "slurm", expected, fix)
     values = {name: _value(text) for name, text in settings.items()}
-    if not isinstance(values.get("time"), int):  # Submitit's default is 5 minutes
+    if not isinstance(values.get("time"), int):  # submitit's default is 5 minutes
         fix = f"Write {_SLURM}time=MINUTES."
         raise UserError(f"{_SLURM}time", values.get("time"), "minutes that a job may take", fix)
-    executor = submitit.SlurmExecutor(folder, max_num_timeout=_REQUEUES)
+    executor = submitit.SlurmExecutor(_logs(root), max_num_timeout=_REQUEUES)
     try:
         executor.update_parameters(**{"job_name": "hpt_jax", **values})
     except (TypeError, ValueError) as error:
@@ -216,6 +209,20 @@ def _executor(engine: str, root: Path, settings: Mapping[str, str]) -> submitit.
         fix = "Its documentation lists them; sbatch's, what they mean."
         raise UserError(f"{_SLURM}*", dict(settings), expected, fix) from None
     return executor
+
+
+def _local(root: Path) -> submitit.Executor:
+    """The same, for jobs on this machine."""
+    import submitit
+
+    executor = submitit.LocalExecutor(_logs(root))
+    executor.update_parameters(timeout_min=_MINUTES)
+    return executor
+
+
+def _logs(root: Path) -> Path:
+    """A new folder for jobs: submitit opens pickles by a job's number, which may come again."""
+    return root / "jobs" / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
 
 
 def _value(text: str) -> Any:
