@@ -8,6 +8,7 @@ import sys
 import threading
 from concurrent import futures
 
+import jax.numpy as jnp
 import pytest
 
 from hpt_jax import checkpoints, lease, workdir
@@ -132,7 +133,7 @@ def test_nothing_is_written_below_a_folder_that_is_lost(tmp_path, clock):
     held = lease.take(folder)
     metrics = MetricsWriter(folder / "metrics.csv", 0)
     saver = checkpoints.Checkpoints(folder / "checkpoints")
-    tree = {"a": checkpoints.np.zeros(3)}
+    tree = {"a": jnp.zeros(3)}
 
     def write_all():
         workdir.write_json(folder / "evaluations" / "knn.json", {"value": len(metrics.rows)})
