@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 from orbax.checkpoint._src.metadata import array_metadata_store
 
+from hpt_jax import lease
 from hpt_jax.workdir import flush, make_folder
 
 MANIFEST = "manifest.json"
@@ -95,8 +96,10 @@ class Checkpoints:
 
         Raises:
           OSError: there is no room for it on the disk, or there was none for the one before.
+          UserError: another process has taken over the stage.
         """
         self.wait()
+        lease.check(self.folder / str(step))
         # Seen here a full disk is one clear error; Orbax's threads make many of it.
         if shutil.disk_usage(self.folder).free < sum(leaf.nbytes for leaf in jax.tree.leaves(tree)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
@@ -114,6 +117,7 @@ class Checkpoints:
             if path.exists():
                 flush(path)
                 flush(path.parent)
+        lease.check(self.folder / str(step))
         write_manifest(self.folder / str(step))
         for old in numbered(self.folder)[: -self._keep]:
             kept = old in self._keep_steps or (self._keep_every and old % self._keep_every == 0)
@@ -127,10 +131,15 @@ class Checkpoints:
 
         Raises:
           OSError: the disk is full, or may not be written to.
+          UserError: another process has taken over the stage.
         """
         pending, self._finalized = self._finalized, None
         if pending is not None:
-            pending.result()
+            try:
+                pending.result()
+            except Exception:
+                lease.check(self.folder)  # or it would be told what became of the files then
+                raise
 
     def restore_newest(self, like: Any, line: Callable[[str], None]) -> tuple[int, Any] | None:
         """The newest whole checkpoint: its step, and the exact tree; None where there is none.

@@ -6,14 +6,14 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hpt_jax.errors import Mistake, UserError, nearest
 from hpt_jax.signals import Interrupted, Stop
 
 if TYPE_CHECKING:
-    from hpt_jax.processes import Place, Team
+    from hpt_jax.processes import Team
     from hpt_jax.telemetry.display import Display
 
 HELP = """usage: python -m hpt_jax.main --config FILE --workdir DIR [--config.FIELD=VALUE ...]
@@ -25,6 +25,8 @@ nothing when all is done.
   --workdir DIR           where results go; made if it is not there
   --config.FIELD=VALUE    sets any field of the config, for example
                           --config.dry_run=True or --config.stages.target.steps=50
+  --only ID[,ID...]       trains and evaluates these stages alone, and what they start from; all
+                          of a study, over several machines: python -m hpt_jax.jobs --help
   --quiet, -q             tells nothing but warnings, the results and where they are
   --help                  prints this
 
@@ -39,6 +41,7 @@ MPI and Kubernetes they find each other; elsewhere each is told:
 NEEDED = {"--config": "FILE", "--workdir": "DIR"}
 PLACE = {"--coordinator": "HOST:PORT", "--processes": "N", "--process": "I"}
 WAIT = {"--wait_minutes": "M"}
+OPTIONAL = {"--only": "ID[,ID...]", **PLACE, **WAIT}
 QUIET = ("--quiet", "-q")
 
 
@@ -87,8 +90,8 @@ def start(flags: dict[str, str], overrides: list[tuple[str, str]]) -> tuple[Team
     with display.working("starting"):
         from hpt_jax import processes, run  # noqa: F401, which takes a while
 
-    wait = float(flags.get("--wait_minutes", 30.0))
-    place = place_of(flags) or processes.detected()
+    place, wait = processes.asked_for(flags)
+    place = place or processes.detected()
     if place is None:
         return processes.Leader(), display
     command = [f"{field}={text}" for field, text in overrides]
@@ -122,6 +125,7 @@ def run_command(
         config_path=flags["--config"],
         stop=stop,
         leader=team,
+        only=flags["--only"].split(",") if "--only" in flags else (),
     )
 
 
@@ -154,46 +158,22 @@ def explained(workdir: str) -> Iterator[None]:
         raise UserError("memory", None, expected, fix) from error
 
 
-def place_of(flags: dict[str, str]) -> Place | None:
-    """The place among several processes that the flags give; None where they give none.
-
-    Raises:
-      UserError: they do not give all of it, or give what cannot be.
-    """
-    from hpt_jax.processes import Place
-
-    if not any(flag in flags for flag in PLACE):
-        return None
-    host, _, port = flags.get("--coordinator", "").rpartition(":")
-    numbers = [flags.get(flag, "") for flag in ("--processes", "--process")]
-    count, index = (int(text) if text.isascii() and text.isdecimal() else -1 for text in numbers)
-    mistakes = []
-    if not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 2**16:
-        expected = "HOST:PORT, where process 0 listens"
-        fix = "For example --coordinator=10.0.0.5:1234."
-        mistakes.append(Mistake("--coordinator", flags.get("--coordinator"), expected, fix))
-    if count < 1:
-        fix = "Count them all."
-        mistakes.append(
-            Mistake("--processes", flags.get("--processes"), "how many processes there are", fix)
-        )
-    if not 0 <= index < max(count, 1):
-        expected = f"a number from 0 to {max(count, 1) - 1}"
-        fix = "Give each process another one."
-        mistakes.append(Mistake("--process", flags.get("--process"), expected, fix))
-    if mistakes:
-        raise UserError.of(mistakes)
-    return Place(host.strip("[]"), int(port), count, index) if count > 1 else None
-
-
-def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+def parse(
+    arguments: Sequence[str],
+    optional: Mapping[str, str] = OPTIONAL,
+    groups: tuple[str, ...] = (),
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Takes the command line apart; `--flag=value` and `--flag value` are the same.
 
     Not by argparse, which reports one mistake at a time, with a page on usage.
 
+    Args:
+      arguments: as the shell gives them.
+      optional: flags beside `--config` and `--workdir`, and what their values are.
+      groups: what further flags with a value begin with, such as '--slurm.'.
+
     Returns:
-      flag -> value for `--config`, `--workdir` and those of several processes, and `--quiet` -> ''
-      where it is given; (field, text) for each `--config.field`.
+      flag -> value, and `--quiet` -> '' where it is given; (field, text) for each `--config.field`.
 
     Raises:
       UserError: for unknown, missing and empty flags, all at once.
@@ -201,13 +181,13 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str
     flags: dict[str, str] = {}
     overrides: list[tuple[str, str]] = []
     mistakes: list[Mistake] = []
-    rest, taking = list(arguments), {**NEEDED, **PLACE, **WAIT}
+    rest, plain = list(arguments), {**NEEDED, **optional}
     while rest:
         flag, equals, text = rest.pop(0).partition("=")
         if flag in QUIET and not equals:
             flags[QUIET[0]] = ""
-        elif flag not in taking and not flag.startswith("--config."):
-            known = nearest(flag, (*taking, "--config.FIELD", "--quiet", "--help"))
+        elif flag not in plain and not flag.startswith(("--config.", *groups)):
+            known = nearest(flag, (*plain, "--config.FIELD", "--quiet", "--help"))
             mistakes.append(Mistake(flag, None, "a known flag", known))
             if not equals and flag.startswith("--") and rest and not rest[0].startswith("--"):
                 rest.pop(0)  # its value
@@ -216,28 +196,16 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str
             flags.setdefault(flag, "?")
         else:
             text = text if equals else rest.pop(0)
-            if flag in taking:
-                flags[flag] = text
-            else:
+            if flag.startswith("--config."):
                 overrides.append((flag.removeprefix("--config."), text))
-    for flag, value in NEEDED.items():
-        if not flags.get(flag):
-            mistakes.append(Mistake(flag, flags.get(flag), "a path", f"Write {flag} {value}."))
-    wait = flags.get("--wait_minutes")
-    if wait is not None and not is_positive(wait):
-        fix = "Leave it out to wait for 30."
-        mistakes.append(Mistake("--wait_minutes", wait, "a number of minutes above 0", fix))
+            else:
+                flags[flag] = text
+    for flag, value in plain.items():
+        if (flag in NEEDED or flag in flags) and not flags.get(flag):
+            mistakes.append(Mistake(flag, flags.get(flag), "a value", f"Write {flag} {value}."))
     if mistakes:
         raise UserError.of(mistakes)
     return flags, overrides
-
-
-def is_positive(text: str) -> bool:
-    """Whether a text is a number above 0, and not an infinite one."""
-    try:
-        return 0 < float(text) < float("inf")
-    except ValueError:
-        return False
 
 
 if __name__ == "__main__":

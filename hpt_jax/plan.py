@@ -10,11 +10,11 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hpt_jax import config as config_lib
-from hpt_jax.errors import UserError
+from hpt_jax.errors import Mistake, UserError, nearest
 
 # Raised by hand when the same config would train to other numbers than before.
 RECIPE_VERSION = 3
@@ -303,6 +303,38 @@ def before_file(stage: Stage, asked: Plan) -> str | None:
     if asked.config.target:  # of which arms without a step are evaluated
         return None
     return f"before-{neighbours_file(stage, asked)}"
+
+
+def part(asked: Plan, ids: Sequence[str]) -> Plan:
+    """The plan of some stages alone: with those that they start from, and the runs they end.
+
+    Args:
+      asked: the whole plan.
+      ids: of stages.
+
+    Raises:
+      UserError: the plan has no such stage.
+    """
+    known = [stage.id for stage in asked.stages]
+    wrong = [one for one in ids if one not in known]
+    if wrong:
+        mistakes = [Mistake("--only", one, "a stage's id", nearest(one, known)) for one in wrong]
+        raise UserError.of(mistakes)
+    chains = {one.id for stage in asked.stages if stage.id in ids for one in stage.chain}
+    return dataclasses.replace(
+        asked,
+        stages=tuple(stage for stage in asked.stages if stage.id in chains),
+        runs=tuple(run for run in asked.runs if run.stage.id in ids),
+    )
+
+
+def before(stage: Stage, asked: Plan) -> frozenset[str]:
+    """The ids of what comes before a stage: its parent, and shorter stages of its trunk."""
+    trunk = stage.trunk
+    earlier = {
+        one.id for one in asked.stages if trunk and one.trunk == trunk and one.steps < stage.steps
+    }
+    return frozenset(earlier | ({stage.parent.id} if stage.parent else set()))
 
 
 def exported(asked: Plan) -> Stage | None:

@@ -30,7 +30,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -63,6 +63,46 @@ class Place:
     count: int
     index: int
     detected: bool = False
+
+
+def asked_for(flags: Mapping[str, str]) -> tuple[Place | None, float]:
+    """The place that a command's flags give, None where they give none; minutes to wait.
+
+    Raises:
+      UserError: they do not give all of it, or give what cannot be.
+    """
+    minutes = _minutes(flags.get("--wait_minutes", "30"))
+    if not any(flag in flags for flag in ("--coordinator", "--processes", "--process")):
+        return None, minutes
+    host, _, port = flags.get("--coordinator", "").rpartition(":")
+    numbers = [flags.get(flag, "") for flag in ("--processes", "--process")]
+    count, index = (int(text) if text.isascii() and text.isdecimal() else -1 for text in numbers)
+    mistakes = []
+    if not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 2**16:
+        expected = "HOST:PORT, where process 0 listens"
+        fix = "For example --coordinator=10.0.0.5:1234."
+        mistakes.append(Mistake("--coordinator", flags.get("--coordinator"), expected, fix))
+    if count < 1:
+        fix = "Count them all."
+        mistakes.append(
+            Mistake("--processes", flags.get("--processes"), "how many processes there are", fix)
+        )
+    if not 0 <= index < max(count, 1):
+        expected = f"a number from 0 to {max(count, 1) - 1}"
+        fix = "Give each process another one."
+        mistakes.append(Mistake("--process", flags.get("--process"), expected, fix))
+    if mistakes:
+        raise UserError.of(mistakes)
+    place = Place(host.strip("[]"), int(port), count, index) if count > 1 else None
+    return place, minutes
+
+
+def _minutes(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    fix = "Leave it out to wait for 30."
+    raise UserError("--wait_minutes", text, "a number of minutes above 0", fix)
 
 
 def detected() -> Place | None:

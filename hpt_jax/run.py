@@ -22,6 +22,7 @@ from hpt_jax import (
     pretrain,
     processes,
     resolve,
+    share,
     surveys,
     workdir,
 )
@@ -52,6 +53,7 @@ def run(
     config_path: str = "",
     stop: Stop | None = None,
     leader: Leader | None = None,
+    only: Sequence[str] = (),
 ) -> list[ResultRow]:
     """Does all that a config asks for and that is not done yet.
 
@@ -64,9 +66,11 @@ def run(
       stop: whether a signal has asked to stop; by default none ever does.
       leader: of the processes that train together, whose others `follow`; by default there are
         none.
+      only: the ids of the stages to train and evaluate, after those that they start from; (): all,
+        with the export, `results.csv` and the report.
 
     Returns:
-      The rows of `results.csv`; none in a dry run.
+      The rows of `results.csv`; none in a dry run, and of a part.
 
     Raises:
       UserError: for a user's mistake; nothing that was done is lost.
@@ -76,11 +80,12 @@ def run(
     root = Path(folder).absolute()
     with display.working("looking at the data"):
         asked = make_plan(config, overrides, display, root)
+    part = plan.part(asked, only) if only else asked
     for line in adapt.lines(asked.config.choices):
         display.line(line)
     if asked.config.dry_run:
-        handover.check_present_files(asked)
-        for line in estimate.describe(asked, root):
+        handover.check_present_files(part)
+        for line in estimate.describe(part, root):
             display.outcome(line)
         return []
 
@@ -91,35 +96,69 @@ def run(
     devices = parallel.make_devices(options.devices, options.map, options.deterministic)
     library = Library(asked.config.data_dir, devices.own, display, root / "scans")
     with display.working("checking what is done"):
-        handover.reopen_damaged(asked, root, display)
+        handover.reopen_damaged(part, root, display)
     with display.working("checking data and weights"):
-        handover.check(asked, root, library, devices, display)
+        handover.check(part, root, library, devices, display)
     # Beside the plan, not in it: how it was asked for changes no identity and no result.
     command = {"config": config_path, "workdir": str(folder), "overrides": list(overrides)}
     write_json(
         root / "plans" / f"{asked.config.name}.json", {**plan.as_json(asked), "command": command}
     )
 
-    training, probes, *_ = estimate.seconds_left(asked, root)
+    training, probes, *_ = estimate.seconds_left(part, root)
     if training or probes:
-        display.line(estimate.time_left(asked, root))
+        display.line(estimate.time_left(part, root))
     live = Live(root, asked.config.name, display)
-    for stage in asked.stages:
-        folder_of_stage = stage_folder(root, stage.id)
-        if folder_of_stage.is_done:
-            continue
-        with workdir.locked(folder_of_stage.path, display.line):
-            if not folder_of_stage.is_done:  # by another run, while this one waited
-                run_stage(stage, asked, root, library, devices, display, stop, live, leader)
-    for one in asked.runs:
-        if asked.config.target:
-            evaluate(one.stage, asked, root, library, devices.own, display, live)
-        elif handover.missing(one.stage, asked, root):
-            show_neighbours(one.stage, asked, root, library, devices.own, display)
+    todo = tasks(part, asked, root, library, devices, display, stop, live, leader)
+    share.share(todo, display.line)
+    if only:
+        return []
     # Else the results of a run that ends at the same moment could be left out.
     with workdir.locked(root, display.line):
         export_arm(asked, root, display)
         return report(asked, root, display)
+
+
+def tasks(
+    part: plan.Plan,
+    asked: plan.Plan,
+    root: Path,
+    library: Library,
+    devices: parallel.Devices,
+    display: Display,
+    stop: Stop,
+    live: Live,
+    leader: Leader,
+) -> list[share.Task]:
+    """All training, parents first, then what is made of each stage that ends a run."""
+
+    def training(stage: plan.Stage) -> share.Task:
+        folder = stage_folder(root, stage.id)
+        return share.Task(
+            key=stage.id,
+            before=plan.before(stage, part),
+            folder=folder.path,
+            is_done=lambda: folder.is_done,
+            do=lambda: run_stage(stage, asked, root, library, devices, display, stop, live, leader),
+        )
+
+    def judge(stage: plan.Stage) -> None:
+        if asked.config.target:
+            evaluate(stage, asked, root, library, devices.own, display, live)
+        else:
+            show_neighbours(stage, asked, root, library, devices.own, display)
+
+    def judging(stage: plan.Stage) -> share.Task:
+        return share.Task(
+            key=f"{stage.id}, judged",
+            before=frozenset({stage.id}),
+            folder=stage_folder(root, stage.id).path,
+            is_done=lambda: not handover.missing(stage, asked, root),
+            do=lambda: judge(stage),
+        )
+
+    ends = {one.stage.id: one.stage for one in part.runs}
+    return [*map(training, part.stages), *map(judging, ends.values())]
 
 
 def follow(
@@ -274,11 +313,9 @@ def evaluate(
     display: Display,
     live: Live,
 ) -> None:
-    """Each evaluation of a backbone that has no result yet."""
+    """Each evaluation of a backbone that has no result yet; the stage is held."""
     folder, config = stage_folder(root, stage.id), asked.config
     missing = handover.missing(stage, asked, root)
-    if not missing:
-        return
     with display.working(f"{stage.id}: reading its backbone"):
         backbone = load.load_stage(folder)
     low, high = (int(value) for value in backbone.pixel_window)

@@ -18,8 +18,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from hpt_jax import lease
 from hpt_jax.errors import UserError
 from hpt_jax.shapes import DONE, EVALUATION, LINEAGE, fits
 
@@ -27,6 +28,9 @@ _REMOVE = "Move or delete it: it is made again."
 # Bytes, of systems' 4096 and 255: names below it are long too, and pathlib makes each folder within
 # the call that makes the one below.
 _LONGEST, _LONGEST_NAME = 1800, 255
+POLL_SECONDS = 0.5  # between two looks at what another process holds
+# How file systems say that they have no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +127,8 @@ def whole(path: Path) -> Iterator[Path]:
     """Yields where to write a file, which is then renamed to `path`: it is whole or absent.
 
     Raises:
-      UserError: there is a folder in its place, or a file in place of its folder.
+      UserError: there is a folder in its place, or a file in place of its folder; or it is below
+        one that this process has lost (see `hpt_jax.lease`).
     """
     make_folder(path.parent)
     # Two runs may finish the same evaluation: neither may rename what the other is writing.
@@ -133,6 +138,7 @@ def whole(path: Path) -> Iterator[Path]:
         flush(temporary)  # or a power loss could leave the new name without content
         if path.is_dir():
             raise UserError(str(path), None, "a file, but it is a folder", _REMOVE)
+        lease.check(path)
         os.replace(temporary, path)
         flush(path.parent)
     finally:
@@ -202,42 +208,70 @@ def _holds(path: Path, shape: Any) -> bool:
     return _held[key]
 
 
-@contextlib.contextmanager
-def locked(folder: Path, wait: Callable[[str], None]) -> Iterator[None]:
-    """Holds a folder alone; the operating system frees it when its owner dies.
+class Lock(Protocol):
+    """What `take` gives."""
+
+    def close(self) -> None:
+        """Gives the folder back."""
+
+
+def take(folder: Path) -> Lock | None:
+    """Takes a folder for this process alone; None where another one holds it.
+
+    The operating system frees it when its owner dies. Where the file system has no locks, a lease
+    that nobody renews ends (see `hpt_jax.lease`).
 
     Args:
       folder: a stage, or the workdir; made if it is not there.
-      wait: told once whom this process waits for, if it has to.
 
     Raises:
-      UserError: where the file system has no locks, or something else is in the lock's place.
+      UserError: something else is in the lock's place; another process took over a lease.
     """
     make_folder(folder)
     path = folder / "lock"
     if path.is_dir() or path.is_symlink():  # the content of what a link leads to would be lost
         raise UserError(str(path), None, "a file, but it is a folder or a link", _REMOVE)
-    with open(path, "a+", errors="replace") as file:
-        told = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    file.seek(0)
-                    wait(f"{folder.name} is held by {file.read() or 'another run'}: waiting")
-                    told = True
-                time.sleep(0.5)
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                    raise
-                # Without a lock two runs could write one stage at once.
-                expected = f"a file system with file locks (flock: {error.strerror})"
-                fix = "Choose a workdir on a local disk."
-                raise UserError("--workdir", str(folder), expected, fix) from None
+    with contextlib.ExitStack() as unless_taken:
+        file = unless_taken.enter_context(open(path, "a+", errors="replace"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return lease.take(folder)
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
+        unless_taken.pop_all()
+        return file
+
+
+def holder(folder: Path) -> str:
+    """Who holds a folder that `take` did not give, in words."""
+    path = folder / "lock"
+    by_lock = path.read_text(errors="replace") if path.is_file() else ""
+    return lease.holder(folder) or by_lock or "another run"
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: Callable[[str], None]) -> Iterator[None]:
+    """Holds a folder alone, as soon as nobody else does.
+
+    Args:
+      folder: as in `take`.
+      wait: told once whom this process waits for, if it has to.
+
+    Raises:
+      UserError: as `take`.
+    """
+    told = False
+    while (lock := take(folder)) is None:
+        if not told:
+            wait(f"{folder.name} is held by {holder(folder)}: waiting")
+            told = True
+        time.sleep(POLL_SECONDS)
+    with contextlib.closing(lock):
         yield

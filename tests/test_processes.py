@@ -1,4 +1,4 @@
-"""How the processes of a run find each other; promises/test_two_processes.py has what comes of it."""
+"""How the processes of a run find each other; test_two_processes.py promises what comes of it."""
 
 import os
 import socket
@@ -10,8 +10,8 @@ import pytest
 
 from hpt_jax import processes
 from hpt_jax.errors import UserError
-from hpt_jax.main import parse, place_of
-from hpt_jax.processes import Leader, Place
+from hpt_jax.main import parse
+from hpt_jax.processes import Leader, Place, asked_for
 
 CLUSTERS = {
     "slurm": dict(
@@ -67,9 +67,10 @@ def flags(*more):
 
 def test_the_flags_give_a_place():
     given = flags("--coordinator=node7:1234", "--processes=4", "--process", "2")
-    assert place_of(given) == Place("node7", 1234, 4, 2)
-    assert place_of(flags()) is None
-    assert place_of(flags("--coordinator=a:1", "--processes=1", "--process=0")) is None
+    assert asked_for(given)[0] == Place("node7", 1234, 4, 2)
+    assert asked_for(flags()) == (None, 30.0)
+    alone = flags("--coordinator=a:1", "--processes=1", "--process=0", "--wait_minutes=0.5")
+    assert asked_for(alone) == (None, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -87,14 +88,14 @@ def test_the_flags_give_a_place():
 )
 def test_what_is_wrong_with_a_place_is_told_at_once(given, wrong):
     with pytest.raises(UserError) as caught:
-        place_of(flags(*given))
+        asked_for(flags(*given))
     assert [mistake.field for mistake in caught.value.mistakes] == wrong
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "soon", "inf", "nan"])
 def test_waiting_takes_a_number_of_minutes(minutes):
     with pytest.raises(UserError, match="--wait_minutes"):
-        flags(f"--wait_minutes={minutes}")
+        asked_for(flags(f"--wait_minutes={minutes}"))
 
 
 def come(place, command, answers):

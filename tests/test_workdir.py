@@ -240,15 +240,3 @@ def test_a_lock_is_freed_by_an_error(tmp_path):
         raise ZeroDivisionError
     with workdir.locked(folder, pytest.fail):
         pass
-
-
-def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
-    def no_locks(file, how):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(workdir.fcntl, "flock", no_locks)
-    with (
-        pytest.raises(UserError, match="No locks available"),
-        workdir.locked(tmp_path / "stage", pytest.fail),
-    ):
-        pass

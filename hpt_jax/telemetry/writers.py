@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 from PIL import Image
 
+from hpt_jax import lease
 from hpt_jax.errors import UserError
 from hpt_jax.workdir import whole
 
@@ -55,11 +56,16 @@ class MetricsWriter:
             csv_path.unlink(missing_ok=True)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds the row of a step, or of the interval that ends with it."""
+        """Adds the row of a step, or of the interval that ends with it.
+
+        Raises:
+          UserError: another process has taken over the stage.
+        """
         self.rows.append({"step": step, **{name: float(one) for name, one in scalars.items()}})
         if len(self.rows) == 1:
             self._rewrite()
         else:
+            lease.check(self._path)
             with self._path.open("a", newline="") as file:
                 self._csv(file).writerow(_cells(self.rows[-1]))
         named = {f"{self._prefix}{name}": value for name, value in scalars.items()}

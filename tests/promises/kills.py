@@ -40,6 +40,9 @@ RANKS = {
 }
 PHASES = tuple(RANKS)
 
+# Folders that tell of time, place and command; checkpoints are compared array by array.
+PASSED_OVER = {"compilation_cache", "plans", "report", "checkpoints", "jobs", "lease"}
+
 # What a child may take at most, before it counts as hung.
 LIMIT_SECONDS = 600.0
 
@@ -339,18 +342,32 @@ class Harness:
         assert process.returncode == 0, f"exit code {process.returncode}:\n{told}"
 
 
-def start_child(record: Path, flags: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
-    """Starts the command in a process group of its own, on one device."""
+def environment() -> dict[str, str]:
+    """Of commands that tests start: one device, quick compilation, programs of their own."""
     # A kill may leave a broken program behind: no other test is to have it.
     others = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
     kept = {name: value for name, value in os.environ.items() if name not in others}
-    quick = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return {**kept, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+def start_child(record: Path, flags: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
+    """Starts the command in a process group of its own, on one device."""
+    return start([__file__, str(record), *flags], output)
+
+
+def start(arguments: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
+    """Starts Python in a process group of its own, on one device.
+
+    Args:
+      arguments: of Python.
+      output: a file for all that it says.
+    """
     with output.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, __file__, str(record), *flags],
+            [sys.executable, *arguments],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**kept, **quick},
+            env=environment(),
             start_new_session=True,
         )
 
@@ -372,7 +389,7 @@ def results_of(workdir: Path) -> dict[str, bytes]:
     for path in sorted(workdir.rglob("*")):
         name = path.relative_to(workdir)
         passed_over = (
-            not {"compilation_cache", "plans", "report", "checkpoints"}.isdisjoint(name.parts)
+            not PASSED_OVER.isdisjoint(name.parts)
             or path.name in ("done.json", "lock")
             or path.name.startswith("events.out.tfevents")
             or path.suffix == ".tmp"  # of a kill within `workdir.whole`
@@ -381,7 +398,10 @@ def results_of(workdir: Path) -> dict[str, bytes]:
             found[name.as_posix()] = path.read_bytes()
     for stage in sorted((workdir / "stages").iterdir()):
         for part in ("backbone", "state", "totals"):
-            for at, array in saved(StageFolder(stage), part).items():
+            arrays: dict[str, Any] = {}
+            with contextlib.suppress(KeyError):  # one that takes no steps has a backbone alone
+                arrays = saved(StageFolder(stage), part)
+            for at, array in arrays.items():
                 kind = f"{array.dtype} {array.shape} ".encode()
                 found[f"stages/{stage.name} {part}{at}"] = kind + array.tobytes()
     return found

@@ -556,7 +556,7 @@ def test_a_stage_that_is_its_weights_is_finished_again(
 LOADERS = ("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads",
            "shelve.open", "joblib.load", "yaml.load", "os.system", "os.popen", "builtins.eval",
            "builtins.exec", "builtins.__import__", "ast.unparse")  # fmt: skip
-FORBIDDEN = ("dill", "cloudpickle", "shelve", "marshal", "joblib", "yaml", "subprocess")
+FORBIDDEN = ("dill", "cloudpickle", "shelve", "marshal", "joblib", "yaml")
 
 
 def calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:
@@ -573,7 +573,9 @@ def test_no_code_runs_what_it_reads() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & {*FORBIDDEN}, path
             if isinstance(node, ast.ImportFrom):
-                assert node.module != "pickle"
+                assert node.module not in ("pickle", "subprocess")
+            if "subprocess" in names:
+                ran.append((path.relative_to(PACKAGE).as_posix(), "subprocess"))
         for name, call in calls(tree):
             given = {one.arg: ast.unparse(one.value) for one in call.keywords}
             assert name not in LOADERS, path
@@ -587,10 +589,12 @@ def test_no_code_runs_what_it_reads() -> None:
                 ran.append((path.relative_to(PACKAGE).as_posix(), name))
             if name.startswith("pickle."):
                 ran.append((path.relative_to(PACKAGE).as_posix(), name))
-    # A config file is a program; detectron2's format is a pickle, which is written and never read.
+    # A config file is a program; detectron2's format is a pickle, which is written and never read;
+    # a job of a scheduler runs the command that was submitted.
     assert sorted(ran) == [
         ("config.py", "compile"),
         ("config.py", "exec"),
+        ("jobs.py", "subprocess"),
         ("weights/export.py", "pickle.dumps"),
     ]
     template = (PACKAGE / "report" / "page.html").read_text()
