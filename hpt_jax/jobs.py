@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,13 +37,14 @@ once, on any machines that share the workdir. The last command gathers results a
                           has ended; logs are in DIR/jobs
   --slurm.NAME=VALUE      what a job asks for, as submitit's SlurmExecutor names it: time (in
                           minutes), partition, gpus_per_node, cpus_per_task, mem=64GB, account,
-                          qos, array_parallelism (jobs at once), setup='["module load ..."]', ...
+                          qos, array_parallelism (jobs at once), setup='["module load ..."]', ...;
+                          nodes and ntasks_per_node: the processes of a job train together
   --submit local          runs them here, one at a time
   --help                  prints this
 
 All else is as of python -m hpt_jax.main."""
 
-OPTIONAL = {"--submit": "slurm or local"}
+SUBMIT = {"--submit": "slurm or local"}
 _SLURM = "--slurm."
 _MINUTES = 60 * 24 * 365  # that a job may take here
 # Slurm's limits on time end no job for good: it goes on where it was.
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         print(HELP)
         return 0
     try:
-        flags, overrides = command_line.parse(arguments, OPTIONAL, (_SLURM,))
+        flags, overrides = command_line.parse(arguments, {**SUBMIT, **command_line.WAIT}, (_SLURM,))
         return _run(flags, overrides)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -160,6 +160,7 @@ def command(
         *("--config", flags["--config"], "--workdir", flags["--workdir"]),
         *(f"--config.{field}={value}" for field, value in overrides),
         *((quiet,) if quiet in flags else ()),
+        *(f"{flag}={flags[flag]}" for flag in command_line.WAIT if flag in flags),
         *((f"--only={','.join(stage.id for stage in only)}",) if only else ()),
     ]
 
@@ -222,7 +223,9 @@ def _local(root: Path) -> submitit.Executor:
 
 def _logs(root: Path) -> Path:
     """A new folder for jobs: submitit opens pickles by a job's number, which may come again."""
-    return root / "jobs" / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
+    folder = root / "jobs"
+    before = len(os.listdir(folder)) if folder.is_dir() else 0
+    return folder / f"{before + 1:03}-{uuid.uuid4().hex[:8]}"
 
 
 def _value(text: str) -> Any:

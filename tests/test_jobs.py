@@ -153,7 +153,7 @@ def only(command):
 
 
 def test_commands_are_printed_that_a_shell_can_run(study, tmp_path, capsys):
-    spaced = ["--config.domain=my field", "--quiet"]
+    spaced = ["--config.domain=my field", "--quiet", "--wait_minutes=5"]
     assert jobs.main([*study, *spaced]) == 0
     told = commands(capsys.readouterr().out)
     assert [[only(command) for command in wave] for wave in told] == [
