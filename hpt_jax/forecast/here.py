@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from hpt_jax import parallel, plan
+from hpt_jax.estimate import duration
 from hpt_jax.forecast.rows import Work
 from hpt_jax.library import Library
 from hpt_jax.models.backbone import init_backbone
@@ -55,7 +56,7 @@ def tell(stage: plan.Stage, planned: plan.Plan, work: Work, display: Display) ->
         times = timed(Training(stage, data, devices))
     batch = stage.config.batch_size
     kind = jax.devices()[0].device_kind
-    hours = work.images / batch * times.both / 3600
+    seconds = work.images / batch * times.both
     display.outcome(
         f"here, {devices.count} x {kind}: {stage.name}, {stage.config.model.dtype}, batch {batch}"
     )
@@ -64,9 +65,8 @@ def tell(stage: plan.Stage, planned: plan.Plan, work: Work, display: Display) ->
         f"{1e3 * times.compute:.1f}, input alone {1e3 * times.input:.1f}): "
         f"{batch / times.both:,.0f} images/s"
     )
-    display.outcome(
-        f"  {stage.name} {hours:.1f} h; all {work.stages} stages {work.ratio * hours:.1f} h"
-    )
+    every = duration(work.ratio * seconds)
+    display.outcome(f"  {stage.name} and all {work.stages} stages: {duration(seconds)} and {every}")
 
 
 def timed(training: Training) -> Times:

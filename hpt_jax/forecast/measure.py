@@ -22,9 +22,13 @@ from hpt_jax.errors import UserError
 
 # Raised by hand when the same program would be counted differently.
 COUNT_VERSION = 1
-# libtpu looks for a TPU, and for other processes that have it, unless it is told not to.
+_COMMAND = (sys.executable, "-m", "hpt_jax.forecast.measure")
+# libtpu looks for a TPU, and for other processes that have it, unless it is told not to. What is
+# compiled is what a run compiles, and nothing that was kept: a kept program has no text.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -74,11 +78,10 @@ def chips_of(topology: str) -> int:
 
 
 def _answer(question: bytes, seconds: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "hpt_jax.forecast.measure"]
     environment = {**os.environ, **_ENVIRONMENT}
     try:
         done = subprocess.run(
-            command, input=question, capture_output=True, timeout=seconds, env=environment
+            _COMMAND, input=question, capture_output=True, timeout=seconds, env=environment
         )
     except subprocess.TimeoutExpired:
         return {"problem": f"not compiled within {seconds / 60:g} minutes"}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpt_jax.errors import UserError
+from hpt_jax.estimate import duration
 from hpt_jax.forecast.chips import CHIPS, GIB, Chip
 from hpt_jax.shapes import FORECAST
 from hpt_jax.workdir import read_json, write_json
@@ -140,7 +141,8 @@ def sentences(row: Row, work: Work) -> list[str]:
         return [head, f"  {row.problem}"]
     memory, there = row.memory_bytes / GIB, row.chip.memory / GIB
     compute, hbm, links = (1e3 * each for each in row.seconds)
-    own, every = row.hours(work.images), row.hours(work.ratio * work.images)
+    times = [3600 * row.hours(images) for images in (work.images, work.ratio * work.images)]
+    least, likely = (" and ".join(duration(t / at) for t in times) for at in (1, EFFICIENCY))
     speed = f"at {100 * EFFICIENCY:.0f} % of that speed"
     return [
         head,
@@ -150,8 +152,7 @@ def sentences(row: Row, work: Work) -> list[str]:
         f"  a step takes {1e3 * row.step_seconds:.1f} ms at least, bound by {row.bound} (compute "
         f"{compute:.1f}, HBM {hbm:.1f}, links {links:.1f}): "
         f"{row.batch_size / row.step_seconds:,.0f} images/s at most",
-        f"  {row.stage} {own:.1f} h at least, {own / EFFICIENCY:.1f} h {speed}; all "
-        f"{work.stages} stages {every:.1f} and {every / EFFICIENCY:.1f} h",
+        f"  {row.stage} and all {work.stages} stages: {least} at least, {likely} {speed}",
     ]
 
 
