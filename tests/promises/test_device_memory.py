@@ -15,7 +15,7 @@ from hpt_jax import run
 from hpt_jax.forecast import measure, program
 from hpt_jax.forecast.run import chosen_stage
 
-PER_CHIP, DIM = 8, 8
+PER_CHIP, DIM = 8, 128  # keys as long as the lanes of a TPU, which pads shorter ones
 
 
 @pytest.mark.slow
@@ -48,4 +48,4 @@ def test_device_memory_is_the_same_on_4_and_256_chips_but_for_the_keys(tmp_path:
     assert many["gathered_bytes"] <= 2 * keys(256)
     assert many["reduced_bytes"] <= few["reduced_bytes"] + 2 * keys(256)
     # A view of the whole batch, were it gathered, would be far more than is allowed here.
-    assert 10 * (2 * keys(256) + 0.02 * few["memory_bytes"]) < 256 * PER_CHIP * 64 * 64 * 3
+    assert 5 * (2 * keys(256) + 0.02 * few["memory_bytes"]) < 256 * PER_CHIP * 64 * 64 * 3
