@@ -169,6 +169,49 @@ def test_a_compiler_that_crashes_or_takes_too_long_is_a_row_and_the_next_is_made
         assert problem in capsys.readouterr().out
 
 
+# A compiler in the place of libtpu's: each image of a chip takes half a GiB, nothing else counts.
+STUB = """
+import json, pickle, sys
+question = pickle.load(sys.stdin.buffer)
+images = question.stage.batch_size // 4
+answer = {"key": str(images)}
+if answer["key"] not in question.known:
+    names = ("hbm_bytes", "reduced_bytes", "gathered_bytes")
+    answer |= dict.fromkeys(names, 1.0)
+    answer |= {"flops": 1e12, "memory_bytes": images * 2.0**29, "compile_seconds": 1.0}
+    print(images, file=open(sys.argv[1], "a"))
+print(json.dumps(answer))
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "tried", "most"),
+    [
+        ([8], [8, 16, 32, 64], "32 images a chip (64 do not)"),
+        ([8, 16], [8, 16, 32, 64], "32 images a chip (64 do not)"),
+        ([16, 64], [16, 64, 32], "32 images a chip (64 do not)"),
+        ([64], [64, 32], "32 images a chip (64 do not)"),
+    ],
+)
+def test_the_largest_batch_is_looked_for_and_nothing_is_compiled_twice(
+    asked, tried, most, tmp_path, monkeypatch, capsys
+):
+    log, path, plan = tmp_path / "log", tmp_path / "table.json", planned()
+    monkeypatch.setattr(measure, "_COMMAND", (sys.executable, "-c", STUB, str(log)))
+    stage = forecast.chosen_stage(plan.stages, None)
+    work = forecast.work_of(stage, plan.stages)
+
+    def told():
+        made = forecast.Forecast(stage, work, {"v5e:2x2": 4}, rows.Table(path), 1, Display())
+        return made.rows(asked, search=True)
+
+    first = told()
+    assert [row.images_per_chip for row in first] == tried
+    assert f"v5e:2x2: the most that fits, of those compiled: {most}" in capsys.readouterr().out
+    assert told() == first
+    assert [int(line) for line in log.read_text().split()] == tried
+
+
 @pytest.mark.parametrize(
     ("flags", "field"),
     [

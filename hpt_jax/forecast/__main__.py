@@ -100,7 +100,9 @@ def forecast(asked: argparse.Namespace, overrides: Sequence[tuple[str, str]]) ->
         expected = "libtpu, the compiler for it; it needs no TPU"
         raise UserError("--topology", asked.topology[0], expected, "pip install 'hpt_jax[tpu]'")
     display = Display()
-    planned = make_plan(config_lib.load(asked.config), overrides)
+    # What is timed here is prepared as by a run; for a compile no data is needed.
+    shown = display if asked.here else None
+    planned = make_plan(config_lib.load(asked.config), overrides, shown)
     stage = run.chosen_stage(planned.stages, asked.stage)
     work = run.work_of(stage, planned.stages)
     if asked.here:
