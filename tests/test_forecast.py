@@ -6,8 +6,11 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import signal
+import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -167,6 +170,28 @@ def test_a_compiler_that_crashes_or_takes_too_long_is_a_row_and_the_next_is_made
         assert [row.problem for row in made] == [problem] * 2
         assert [one["problem"] for one in json.loads(path.read_text())["rows"]] == [problem] * 2
         assert problem in capsys.readouterr().out
+
+
+def test_no_compiler_outlives_a_forecast_that_is_stopped(tmp_path):
+    child = f"""
+import os, time
+open({str(tmp_path / "pid")!r}, "w").write(f"{{os.getpid()}} ")
+time.sleep(600)
+"""
+    parent = f"""
+import sys
+from hpt_jax.forecast import __main__ as command, measure
+measure._COMMAND = (sys.executable, "-c", {child!r})
+command.forecast = lambda asked, overrides: measure.chips_of("v5e:2x2")
+sys.exit(command.main(["--config", "any"]))
+"""
+    began = subprocess.Popen([sys.executable, "-c", parent])
+    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text().endswith(" "):
+        time.sleep(0.05)
+    began.terminate()
+    assert began.wait() == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 # A compiler in the place of libtpu's: each image of a chip takes half a GiB, nothing else counts.

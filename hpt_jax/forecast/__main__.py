@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ _CONFIG = "--config."
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     asked, rest = _parser().parse_known_args(arguments)
+    # Else the process that compiles would outlive this one.
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         forecast(asked, _overrides(rest))
     except UserError as error:
@@ -29,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped; the rows that were told are in --out, where it was given", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
