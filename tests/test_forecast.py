@@ -182,7 +182,7 @@ time.sleep(600)
 import sys
 from hpt_jax.forecast import __main__ as command, measure
 measure._COMMAND = (sys.executable, "-c", {child!r})
-command.forecast = lambda asked, overrides: measure.chips_of("v5e:2x2")
+command.forecast = lambda asked, overrides: measure.ask(None, minutes=10)
 sys.exit(command.main(["--config", "any"]))
 """
     began = subprocess.Popen([sys.executable, "-c", parent])
@@ -240,11 +240,13 @@ def test_the_largest_batch_is_looked_for_and_nothing_is_compiled_twice(
 @pytest.mark.parametrize(
     ("flags", "field"),
     [
-        (["--topology", "v9:2x2"], "--topology = 'v9:2x2': expected v4, v5e, v5p, v6e"),
+        (["--topology", "v9:2x2"], "such as v4:2x2x1, v5e:2x2, v5p:2x2x1, v6e:2x2, h100:8"),
+        (["--topology", "cuda:1x1x4"], "h100:8"),
+        (["--topology", "h100:1x8"], "a number of GPUs"),
+        (["--topology", "h100:16"], "one host"),
         (["--topology", "v5e:2x2x1"], "--topology"),
         (["--topology", "v5p:2x2"], "--topology"),
         (["--topology", "v5e"], "--topology"),
-        (["--topology", "cuda:1x1x4"], "GPUs"),
         ([], "--topology"),
         (["--topology", "v5e:2x2", "--images_per_chip=0"], "--images_per_chip"),
         (["--topology", "v5e:2x2", "--images_per_chip=8,x"], "--images_per_chip"),
@@ -307,7 +309,24 @@ def test_a_small_step_is_compiled_for_a_tpu_once(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs the extra cuda"
+)
+def test_a_small_step_is_compiled_for_gpus_that_are_not_here(tmp_path):
+    plan = planned()
+    stage = forecast.chosen_stage(plan.stages, None)
+    work = forecast.work_of(stage, plan.stages)
+    chips = {name: measure.chips_of(name) for name in ("h100:2", "a100:2")}
+    told = forecast.Forecast(stage, work, chips, rows.Table(tmp_path / "rows"), 20, Display())
+    for row in told.rows([16], search=False):
+        assert not row.problem
+        assert (row.chips, row.batch_size, row.fits) == (2, 32, True)
+        assert row.gathered_bytes == 32 * (8 + 2) * 4  # keys, and the slot and image of each
+        assert row.reduced_bytes > 1e5
+
+
+@pytest.mark.slow
 @NEEDS_LIBTPU
 def test_a_shape_that_libtpu_does_not_know_is_refused():
-    with pytest.raises(UserError, match="libtpu knows"):
+    with pytest.raises(UserError, match="compiler knows"):
         measure.chips_of("v5e:3x5")

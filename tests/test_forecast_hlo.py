@@ -138,6 +138,14 @@ def test_collectives_count_what_they_carry_without_padding():
     assert found.hbm_bytes == 2 * A + B + 4 * B
 
 
+def test_a_gather_of_several_arrays_counts_each_once():
+    begun = (
+        "%begun = ((f32[32,128]{1,0}, s32[32]{0}), (f32[128,128]{1,0}, s32[128]{0})) "
+        "all-gather-start(%b, %c), dimensions={0}"
+    )
+    assert counted(begun).gathered_bytes == 128 * 128 * 4 + 128 * 4
+
+
 def test_a_collective_hidden_behind_computations_counts_once():
     lines = (
         "%p = f32[128,128]{1,0:T(8,128)} fusion(%b), kind=kCustom, calls=%hidden",

@@ -8,7 +8,6 @@ them.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import signal
 import sys
 from collections.abc import Sequence
@@ -51,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="CHIPS",
-        help="such as v5e:2x2, v5e:16x16 or v5p:2x2x1; may be given several times",
+        help="such as v5e:16x16, v5p:2x2x1 or h100:8; may be given several times",
     )
     parser.add_argument(
         "--images_per_chip", default="32", metavar="N,...", help="batches (default: %(default)s)"
@@ -101,9 +100,7 @@ def forecast(asked: argparse.Namespace, overrides: Sequence[tuple[str, str]]) ->
 
     for topology in asked.topology:
         program.check_name(topology)
-    if asked.topology and importlib.util.find_spec("libtpu") is None:
-        expected = "libtpu, the compiler for it; it needs no TPU"
-        raise UserError("--topology", asked.topology[0], expected, "pip install 'hpt_jax[tpu]'")
+        measure.check_compiler(topology)
     display = Display()
     # What is timed here is prepared as by a run; for a compile no data is needed.
     shown = display if asked.here else None
@@ -114,7 +111,7 @@ def forecast(asked: argparse.Namespace, overrides: Sequence[tuple[str, str]]) ->
         here.tell(stage, planned, work, display)
     if asked.topology:
         table = rows.Table(asked.out)
-        with display.working("asking libtpu for the topologies"):
+        with display.working("asking the compiler for the topologies"):
             chips = {name: measure.chips_of(name) for name in asked.topology}
         told = run.Forecast(stage, work, chips, table, asked.minutes, display)
         told.rows(images, asked.largest)

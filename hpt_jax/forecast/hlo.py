@@ -1,10 +1,11 @@
-"""The traffic of a compiled TPU program, counted in its scheduled text.
+"""The traffic of a program compiled for a TPU or a GPU, counted in its scheduled text.
 
-The compiler's own "bytes accessed" is no measure of it: it counts the on-chip memory like HBM,
+The TPU compiler's own "bytes accessed" is no measure of it: it counts the on-chip memory like HBM,
 asynchronous copies several times, and the body of a loop once. Here each scheduled instruction
 moves its operands and results as far as they lie in HBM, at their padded size; a copy between HBM
 and on-chip memory moves its size once; the body of a loop counts as often as it runs. Every operand
-is taken to be read once, which is a lower estimate.
+is taken to be read once, which is a lower estimate; but a GPU's caches, which may keep what is read
+soon after it was written, are taken to be of no help.
 """
 
 from __future__ import annotations
@@ -213,7 +214,8 @@ def _ends(one: _Instruction, known: Mapping[str, _Instruction]) -> tuple[_Array,
 def _made(one: _Instruction) -> Iterable[_Array]:
     """The results of an instruction, without its operands where a start repeats them."""
     if one.opcode in ("all-gather-start", "collective-permute-start"):
-        return one.results[1:2]
+        count = len(one.operands)
+        return one.results[count : 2 * count]
     return one.results
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from hpt_jax import config as config_lib
 from hpt_jax.errors import UserError
+from hpt_jax.forecast.chips import chip_of
 
 # Raised by hand when the same program would be counted differently.
 COUNT_VERSION = 1
@@ -32,7 +33,10 @@ _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
 }
+# What compiles for each platform.
+_COMPILERS = {"tpu": ("libtpu",), "cuda": ("jax-cuda12-plugin", "nvidia-cudnn-cu12")}
 _CHECK_SECONDS = 120.0
 
 
@@ -66,15 +70,32 @@ def ask(question: Question, minutes: float) -> dict[str, Any]:
 
 
 def chips_of(topology: str) -> int:
-    """How many chips a topology has, by libtpu.
+    """How many chips a topology has, by its compiler.
 
     Raises:
-      UserError: it knows no such topology.
+      UserError: that is not installed, or knows no such topology.
     """
+    check_compiler(topology)
     answer = _answer(pickle.dumps(topology), _CHECK_SECONDS)
     if "problem" in answer:
         raise UserError("--topology", topology, answer["problem"], "Choose another.")
     return answer["chips"]
+
+
+def check_compiler(topology: str) -> None:
+    """Checks that what compiles for a topology is installed.
+
+    Raises:
+      UserError: it is not.
+    """
+    platform = chip_of(topology).platform
+    for package in _COMPILERS[platform]:
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            expected = f"{package}, which compiles for it and needs no {platform.upper()} device"
+            fix = f"Run pip install 'hpt_jax[{platform}]'."
+            raise UserError("--topology", topology, expected, fix) from None
 
 
 def _answer(question: bytes, seconds: float) -> dict[str, Any]:
@@ -138,7 +159,8 @@ def _compiled(question: Question) -> dict[str, Any]:
 
 def key_of(program: str, topology: str) -> str:
     """What a measurement depends on: the program, what compiles it for what, and how we count."""
-    versions = [importlib.metadata.version(name) for name in ("jax", "libtpu")]
+    packages = ("jax", *_COMPILERS[chip_of(topology).platform])
+    versions = [importlib.metadata.version(name) for name in packages]
     parts = [program, topology, *versions, str(COUNT_VERSION)]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,10 +14,12 @@ from jax.sharding import AxisType, Mesh
 from hpt_jax import config as config_lib
 from hpt_jax import training
 from hpt_jax.errors import UserError
-from hpt_jax.forecast.chips import CHIPS
+from hpt_jax.forecast.chips import CHIPS, chip_of
+from hpt_jax.forecast.gpus import target_config
 from hpt_jax.parallel import AXIS, Devices
 
 _FIELD = "--topology"
+_GPUS_OF_A_HOST = 8  # between which NVLink goes
 
 
 def check_name(topology: str) -> None:
@@ -26,32 +29,35 @@ def check_name(topology: str) -> None:
       UserError: it does not; libtpu alone knows which sides there are.
     """
     generation, _, shape = topology.partition(":")
-    sides = {1: "v5e:2x2", 2: "v5p:2x2x1"}
-    known = f"{', '.join(CHIPS)} and a shape, such as {' or '.join(sides.values())}"
-    if generation == "cuda":
-        expected = f"a TPU's: {known}; GPUs are not compiled for where there is none"
-        raise UserError(_FIELD, topology, expected, "On a machine that has it, use --here.")
     if generation not in CHIPS:
-        raise UserError(_FIELD, topology, known, "Choose one of them.")
-    dims = CHIPS[generation].dims
-    if not re.fullmatch(r"[1-9]\d*" + r"x[1-9]\d*" * (dims - 1), shape):
-        expected = f"{dims} sides after {generation}"
-        raise UserError(_FIELD, topology, expected, f"Write it as {sides[dims - 1]}.")
+        known = ", ".join(f"{name}:{chip.shape}" for name, chip in CHIPS.items())
+        raise UserError(_FIELD, topology, f"a known chip and a shape, such as {known}", "Take one.")
+    chip = CHIPS[generation]
+    sides = chip.shape.count("x") + 1
+    if not re.fullmatch(r"[1-9]\d*" + r"x[1-9]\d*" * (sides - 1), shape):
+        expected = f"{sides} numbers after {generation}" if sides > 1 else "a number of GPUs"
+        raise UserError(_FIELD, topology, expected, f"Write it as {generation}:{chip.shape}.")
+    if chip.gpu and int(shape) > _GPUS_OF_A_HOST:
+        expected = f"at most {_GPUS_OF_A_HOST} GPUs, those of one host"
+        raise UserError(_FIELD, topology, expected, f"Write it as {generation}:{chip.shape}.")
 
 
 def topology_devices(topology: str) -> Devices:
-    """The chips of a topology, one device each; needs libtpu, and no TPU.
+    """The chips of a topology, one device each; needs their compiler, and none of them.
 
     Raises:
-      UserError: libtpu knows no such shape.
+      UserError: the compiler knows no such shape.
     """
-    check_name(topology)
-    variant = CHIPS[topology.partition(":")[0]].variant
-    options = {"chip_config_name": variant} if variant else {}
+    chip, shape = chip_of(topology), topology.partition(":")[2]
+    options: dict[str, Any] = {"topology_name": topology}
+    if chip.variant:
+        options["chip_config_name"] = chip.variant
+    if chip.gpu:
+        options = {"target_config": target_config(chip, chip.gpu), "topology": f"1x1x{shape}"}
     try:
-        found = topologies.get_topology_desc(topology, platform="tpu", **options).devices
+        found = topologies.get_topology_desc(platform=chip.platform, **options).devices
     except jax.errors.JaxRuntimeError as error:
-        expected = f"a shape that libtpu knows, but: {str(error).partition(chr(10))[0]}"
+        expected = f"a shape that its compiler knows, but: {str(error).partition(chr(10))[0]}"
         raise UserError(_FIELD, topology, expected, "Powers of two are safe.") from None
     return Devices(Mesh(np.array(found), (AXIS,), axis_types=(AxisType.Auto,)))
 

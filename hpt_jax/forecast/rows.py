@@ -10,7 +10,7 @@ from typing import Any
 
 from hpt_jax.errors import UserError
 from hpt_jax.estimate import duration
-from hpt_jax.forecast.chips import CHIPS, GIB, Chip
+from hpt_jax.forecast.chips import GIB, Chip, chip_of
 from hpt_jax.shapes import FORECAST
 from hpt_jax.workdir import read_json, write_json
 
@@ -73,7 +73,7 @@ class Row:
     @property
     def chip(self) -> Chip:
         """What it is compiled for."""
-        return CHIPS[self.topology.partition(":")[0]]
+        return chip_of(self.topology)
 
     @property
     def batch_size(self) -> int:
