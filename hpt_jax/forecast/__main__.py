@@ -102,13 +102,13 @@ def forecast(asked: argparse.Namespace, overrides: Sequence[tuple[str, str]]) ->
         program.check_name(topology)
         measure.check_compiler(topology)
     display = Display()
-    # What is timed here is prepared as by a run; for a compile no data is needed.
-    shown = display if asked.here else None
-    planned = make_plan(config_lib.load(asked.config), overrides, shown)
-    stage = run.chosen_stage(planned.stages, asked.stage)
-    work = run.work_of(stage, planned.stages)
+    config = config_lib.load(asked.config)
+    stages = make_plan(config, overrides).stages
+    stage = run.chosen_stage(stages, asked.stage)
+    work = run.work_of(stage, stages)
     if asked.here:
-        here.tell(stage, planned, work, display)
+        prepared = make_plan(config, overrides, display)  # a compile needs no data
+        here.tell(run.chosen_stage(prepared.stages, asked.stage), prepared, work, display)
     if asked.topology:
         table = rows.Table(asked.out)
         with display.working("asking the compiler for the topologies"):

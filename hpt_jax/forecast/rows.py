@@ -12,7 +12,7 @@ from hpt_jax.errors import UserError
 from hpt_jax.estimate import duration
 from hpt_jax.forecast.chips import GIB, Chip, chip_of
 from hpt_jax.shapes import FORECAST
-from hpt_jax.workdir import read_json, write_json
+from hpt_jax.workdir import make_folder, read_json, write_json
 
 # Of the best possible speed; what a run may reach. A guess, no step was timed on these chips.
 EFFICIENCY = 0.4
@@ -177,11 +177,16 @@ class Table:
       path: of the file; None keeps the rows in memory.
 
     Raises:
-      UserError: there is another file.
+      UserError: there is another file, or none can be written.
     """
 
     def __init__(self, path: Path | None):
         self._path = path
+        if path:
+            make_folder(path.absolute().parent)
+            if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+                expected = "a file in a folder that can be written to"
+                raise UserError("--out", str(path), expected, "Choose another.")
         content = read_json(path, FORECAST) if path else None
         if path and content is None and os.path.lexists(path):
             expected = "a file that a forecast wrote, or one that is not there yet"
