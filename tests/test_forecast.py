@@ -113,13 +113,20 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("images", "chips", "groups"), [(8, 4, 4), (16, 4, 4), (32, 4, 8), (24, 2, 4), (2, 128, 128)]
+    ("images", "chips", "groups"), [(8, 2, 2), (16, 4, 4), (32, 4, 8), (24, 2, 4), (2, 128, 128)]
 )
 def test_groups_are_a_chips_own_and_no_larger_than_the_configs(images, chips, groups):
     stage = config.Stage(batch_size=32, model=config.Model(bn_groups=2))  # groups of 16
     found = program.at_batch(stage, images, chips)
     assert (found.batch_size, found.model.bn_groups) == (images * chips, groups)
     assert parallel.make_devices(min(chips, 8)).group_layout(groups).axis_name is None
+
+
+def test_at_its_own_batch_a_stage_is_what_it_is_where_its_groups_fit_the_chips():
+    stage = config.Stage(batch_size=24, model=config.Model(bn_groups=2))  # groups of 12
+    for chips in (1, 2, 4):
+        assert program.at_batch(stage, 24 // chips, chips) == stage
+    assert program.at_batch(stage, 8, 3).model.bn_groups == 3
 
 
 @pytest.mark.parametrize(("images", "reason"), [(1, "groups"), (17, "groups"), (32, "queue_size")])

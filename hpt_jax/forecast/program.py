@@ -63,20 +63,24 @@ def topology_devices(topology: str) -> Devices:
 
 
 def at_batch(stage: config_lib.Stage, images_per_chip: int, chips: int) -> config_lib.Stage:
-    """A stage at another batch: no group of batch norm is larger than its own, or over two chips.
+    """A stage at the batch of some chips.
 
-    So that of 4 groups of 64, which are the default, 32 images a chip become groups of 32, and 256
-    become groups of 64. The learning rate, which does not matter here, is left as it is.
+    At its own batch it is what it is, if its groups of batch norm fit the chips. At another one no
+    group is larger than its own, or over two chips: of 4 groups of 64, which are the default, 32
+    images a chip become groups of 32, and 256 become groups of 64. The learning rate, which does
+    not matter here, is left as it is.
 
     Raises:
       UserError: a chip's images make no such groups of at least 2, or the queue is too short.
     """
-    most = min(images_per_chip, stage.batch_size // stage.model.bn_groups)
+    batch, groups = images_per_chip * chips, stage.model.bn_groups
+    if batch == stage.batch_size and 0 in (groups % chips, chips % groups):
+        return stage
+    most = min(images_per_chip, stage.batch_size // groups)
     size = next((n for n in range(most, 1, -1) if images_per_chip % n == 0), 0)
     if not size:
         expected = f"images that make equal groups of batch norm, of 2 to {max(most, 2)}"
         raise UserError("--images_per_chip", images_per_chip, expected, "Take a power of two.")
-    batch = images_per_chip * chips
     if batch > stage.moco.queue_size:
         expected = f"a batch of at most moco.queue_size = {stage.moco.queue_size}, not {batch}"
         raise UserError("--images_per_chip", images_per_chip, expected, "Lower it.")
