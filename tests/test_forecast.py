@@ -278,10 +278,11 @@ def test_without_libtpu_it_is_said_what_to_install(capsys):
 
 
 def test_steps_on_this_machine_say_what_bounds_them(capsys):
-    flags = ["--config", "configs/quickstart.py", "--here", "--config.parallel.devices=2"]
-    assert command.main(flags) == 0
+    fields = {"parallel.devices": 2, "model.width": 4, "image_size": 16, "batch_size": 16}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    assert command.main(["--config", "configs/quickstart.py", "--here", *flags]) == 0
     told = capsys.readouterr().out
-    assert "here, 2 x cpu: base, float32, batch 64" in told
+    assert "here, 2 x cpu: base, float32, batch 16" in told
     assert "bound by compute (" in told or "bound by input (" in told
 
 
