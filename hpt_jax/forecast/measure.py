@@ -63,7 +63,7 @@ def ask(question: Question, minutes: float) -> dict[str, Any]:
       minutes: after which it is given up.
 
     Returns:
-      'key', of the program and of what compiles it, and, unless it is known, what `_measured` says;
+      'key', of the program and of what compiles it, and, unless it is known, what `_compiled` says;
       or 'problem', why there is no answer.
     """
     return _answer(pickle.dumps(question), 60 * minutes)
@@ -136,6 +136,8 @@ def _topology(name: str) -> dict[str, Any]:
 
 
 def _compiled(question: Question) -> dict[str, Any]:
+    import jax
+
     from hpt_jax.forecast import flops, hlo, program
 
     devices = program.topology_devices(question.topology)
@@ -145,7 +147,10 @@ def _compiled(question: Question) -> dict[str, Any]:
     if key in question.known:
         return {"key": key}
     began = time.monotonic()
-    compiled = lowered.compile()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:  # some compilers say so where it does not fit
+        return {"problem": f"not compiled: {str(error).partition(chr(10))[0]}"}
     seconds = time.monotonic() - began
     traffic = hlo.traffic_of(compiled.as_text())
     return {
