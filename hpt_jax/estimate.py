@@ -132,17 +132,18 @@ def _steps_there(stage: plan.Stage, workdir: Path) -> int:
 def time_left(asked: plan.Plan, workdir: Path) -> str:
     """The time of what is not done, in a line; evaluations that it leaves out take seconds."""
     training, evaluations, rate, source = seconds_left(asked, workdir)
-    parts = [f"{_duration(training)} of training"]
-    parts += [f"{_duration(seconds)} of {name}" for name, seconds in evaluations.items()]
+    parts = [f"{duration(training)} of training"]
+    parts += [f"{duration(seconds)} of {name}" for name, seconds in evaluations.items()]
     line = f"time left: about {' and '.join(parts)} ({source})"
     total = training + sum(evaluations.values())
     if total < _DAY:
         return line
-    on_gpus = _duration(total * rate / (8 * V100_FLOPS))
+    on_gpus = duration(total * rate / (8 * V100_FLOPS))
     return f"{line}; on 8 V100 GPUs at best {on_gpus}, the rate of MoCo's authors"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words, of the unit that suits it."""
     for unit, length in (("days", _DAY), ("h", 3600.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

@@ -178,6 +178,27 @@ SURVEY = {
     "window": [_count],
 }
 
+FORECAST = {
+    "rows": [
+        {
+            "stage": str,
+            "topology": str,
+            "images_per_chip": _count,
+            "chips": _count,
+            "bn_groups": _count,
+            "dtype": str,
+            "key": str,
+            "problem": str,
+            "flops": _number,
+            "memory_bytes": _number,
+            "hbm_bytes": _number,
+            "reduced_bytes": _number,
+            "gathered_bytes": _number,
+            "compile_seconds": _number,
+        }
+    ]
+}
+
 
 def fits(value: Any, shape: Any) -> bool:
     """Whether a value of JSON has a shape.

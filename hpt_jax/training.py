@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from hpt_jax import bn_statistics, moco, plan
 from hpt_jax import config as config_lib
@@ -21,7 +23,7 @@ from hpt_jax.data.order import batch_indices
 from hpt_jax.library import StageData
 from hpt_jax.models.backbone import Backbone, abstract_backbone, jit_once
 from hpt_jax.models.resnet import ResNet
-from hpt_jax.parallel import Devices
+from hpt_jax.parallel import AXIS, Devices
 
 # A method is a module with METRICS and five functions as in `moco.py`: make_settings, init,
 # plan_batch, train_step and, for pictures of its query and key views, distorted. A new one is a
@@ -121,8 +123,7 @@ class Training:
         return self.devices.spread(jax.tree.map(_zeros, self._abstract_carry()))
 
     def _abstract_carry(self) -> Carry:
-        state = _abstract_state(self.method, self.settings, self.data.store.channels)
-        return Carry(state, _no_totals(self.method, self.settings), jnp.zeros((), jnp.int32))
+        return abstract_carry(self.method, self.settings, self.data.store.channels)
 
     def counted_anew(self, carry: Carry) -> Carry:
         """The carry after its totals were read."""
@@ -161,6 +162,47 @@ def initial_carry(method: ModuleType, settings: Any, rng: jax.Array, backbone: B
     """A method's fresh state around a backbone, and nothing counted yet."""
     state = _compiled_init(method, settings)(rng, backbone)
     return Carry(state, _no_totals(method, settings), jnp.full((), -1, jnp.int32))
+
+
+def abstract_carry(method: ModuleType, settings: Any, channels: int) -> Carry:
+    """Shapes and dtypes of what goes from step to step; computes nothing."""
+    state = _abstract_state(method, settings, channels)
+    totals = jax.eval_shape(lambda: _no_totals(method, settings))
+    bad: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    return Carry(state, totals, bad)
+
+
+def traced_step(
+    method: ModuleType, settings: Any, devices: Devices, channels: int
+) -> jax.stages.Traced:
+    """The program of a step, for devices that need not be here; computes nothing.
+
+    Args:
+      method: that trains.
+      settings: of the method.
+      devices: as `shard_map` maps over them; those of a topology will do.
+      channels: of the images.
+    """
+    side = np.full((settings.batch_size, 2), settings.image_size)
+    planned = method.plan_batch(settings, 0, 0, np.arange(settings.batch_size), side)
+    view = (settings.batch_size, settings.image_size, settings.image_size, channels)
+
+    def shaped(shape: tuple[int, ...], dtype: Any, spec: P) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(devices.mesh, spec)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    batch = {
+        name: shaped(view, jnp.uint8, P(AXIS))
+        if isinstance(one, loader.Crops)
+        else shaped(one.shape, one.dtype, P(AXIS))
+        for name, one in planned.items()
+    }
+    carry = jax.tree.map(
+        lambda x: shaped(x.shape, x.dtype, P()), abstract_carry(method, settings, channels)
+    )
+    rate = shaped((), carry.totals["count"].dtype, P())
+    program: Any = _compiled_step(method, settings, devices)
+    return program.trace(carry, batch, rate)
 
 
 @functools.cache
