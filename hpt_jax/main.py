@@ -13,6 +13,8 @@ from hpt_jax.errors import Mistake, UserError, nearest
 from hpt_jax.signals import Interrupted, Stop
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from hpt_jax.processes import Team
     from hpt_jax.telemetry.display import Display
 
@@ -59,9 +61,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         flags, overrides = parse(arguments)
         with stop.listening():
-            team, display = start(flags, overrides)
+            asked, team, display = start(flags, overrides)
             with explained(flags["--workdir"]):
-                run_command(flags, overrides, display, stop, team)
+                run_command(asked, flags, overrides, display, stop, team)
     except UserError as error:
         print(f"{error}", file=sys.stderr)
         code = 2
@@ -77,28 +79,34 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
-def start(flags: dict[str, str], overrides: list[tuple[str, str]]) -> tuple[Team, Display]:
-    """Starts JAX, in all processes of the run.
+def start(
+    flags: dict[str, str], overrides: list[tuple[str, str]]
+) -> tuple[ConfigDict, Team, Display]:
+    """Reads the config, and starts JAX in all processes of the run; a dry run needs no others.
 
     Raises:
-      UserError: they do not come together.
+      UserError: there is no such config, or the processes do not come together.
     """
     # Imported here, so that --help and a wrong flag are answered at once.
     from hpt_jax.telemetry.display import Display
 
     display = Display(quiet=QUIET[0] in flags)
     with display.working("starting"):
-        from hpt_jax import processes, run  # noqa: F401, which takes a while
+        from hpt_jax import config, processes, resolve, run  # noqa: F401, which takes a while
 
     place, wait = processes.asked_for(flags)
+    asked = config.load(flags["--config"])
+    if resolve.value_of("dry_run", asked, overrides):
+        return asked, processes.Leader(), display
     place = place or processes.detected()
     if place is None:
-        return processes.Leader(), display
+        return asked, processes.Leader(), display
     command = [f"{field}={text}" for field, text in overrides]
-    return processes.join(place, command, wait, display.line), display
+    return asked, processes.join(place, command, wait, display.line), display
 
 
 def run_command(
+    asked: ConfigDict,
     flags: dict[str, str],
     overrides: list[tuple[str, str]],
     display: Display,
@@ -111,10 +119,9 @@ def run_command(
       UserError: a user's mistake.
       Interrupted: as asked by a signal.
     """
-    from hpt_jax import config, run
+    from hpt_jax import run
     from hpt_jax.processes import Follower
 
-    asked = config.load(flags["--config"])
     if isinstance(team, Follower):
         run.follow(asked, overrides, stop, team)
     run.run(

@@ -38,12 +38,13 @@ EXCUSES = {
     "python tests/parity/golden.py": "the same; test_parity_golden.py",
     "python tests/parity/measure.py": "takes minutes; test_parity_full_size.py asserts its bounds",
     "python tests/promises/bad_input.py": "test_bad_input.py does what it tabulates",
+    "python -m hpt_jax.forecast": "takes minutes, and compilers for TPUs; test_forecast.py asks less",
     "python -m hpt_jax.jobs": "wants a scheduler; test_many_processes.py runs its jobs",
     "python -m hpt_jax.replay": "replays a run that diverged; test_faults.py makes one",
 }
 # Studies of hours, of sets that are not at hand: their plans are asked for, and nothing is trained.
 # tests/promises/test_all_studies.py trains each of them, small.
-PLANNED = ("docs/reproduction.md", "docs/studies.md")
+PLANNED = ("docs/reproduction.md", "docs/scale.md", "docs/studies.md")
 NEEDS_TORCH = ("docs/weights.md", "docs/howto/export.md")
 TUTORIAL = "docs/tutorial.md"  # which needs it too, and takes minutes
 
