@@ -38,7 +38,7 @@ EXCUSES = {
     "python tests/parity/golden.py": "the same; test_parity_golden.py",
     "python tests/parity/measure.py": "takes minutes; test_parity_full_size.py asserts its bounds",
     "python tests/promises/bad_input.py": "test_bad_input.py does what it tabulates",
-    "python -m hpt_jax.forecast": "takes minutes, and compilers for TPUs; test_forecast.py asks less",
+    "python -m hpt_jax.forecast": "takes minutes and compilers; test_forecast.py asks less",
     "python -m hpt_jax.jobs": "wants a scheduler; test_many_processes.py runs its jobs",
     "python -m hpt_jax.replay": "replays a run that diverged; test_faults.py makes one",
 }
