@@ -253,7 +253,8 @@ class Mirror:
         self._place, self._root, self._display, self._lease = place, root, display, lease
         self._record = root.parent / "published.json"
         found = read_json(self._record, {...: _record}) or {}
-        # Name -> (size, time of change) of the file here, and the version there, that are alike.
+        # Name -> (size, time of change) of the file here and the version there that are alike; '':
+        # the version is not known, but it is from here.
         self._known = {name: tuple(one) for name, one in found.items()}
         self._calm_until = 0.0
 
@@ -307,15 +308,16 @@ class Mirror:
         return {name for name in steps if _step_of(name) in taken}
 
     def _fetch(self, listing: dict[str, Entry]) -> None:
-        left = {
-            name: one
-            for name, one in listing.items()
-            if self._state(name) is None or self._known.get(name, (0, 0, None))[2] != one.version
-        }
+        left = {name: one for name, one in listing.items() if self._is_newer(name, one)}
         remote.fetch_all(self._place, left, self._root, self._display.progress)
         for name, one in left.items():
             self._known[name] = (*self._stated(name), one.version)
         self._save()
+
+    def _is_newer(self, name: str, there: Entry) -> bool:
+        """Whether a file has to be brought; one that has changed here is newer here."""
+        state, known = self._state(name), self._known.get(name, (0, 0, ""))
+        return state is None or (state == known[:2] and known[2] not in ("", there.version))
 
     def publish_until(self, over: threading.Event) -> None:
         """Publishes what is new, now and then; what fails is tried again."""
@@ -340,28 +342,26 @@ class Mirror:
           UserError: something is not published.
         """
         # In the reverse of the order of publication, since the run goes on meanwhile.
-        gone = [name for name in self._known if self._state(name) is None]
-        last = self._changed(_LAST.match)
-        manifests = self._changed(_MANIFEST.fullmatch)
-        steps = {_step_of(name) for name in manifests}
-        files = self._changed(lambda name: _step_of(name) in steps and name not in manifests)
-        rows = self._changed(lambda name: not _step_of(name) and not _LAST.match(name))
+        gone = self._known.keys() - set(self._files())
+        changed = self._changed()
+        last = [name for name in changed if _LAST.match(name)]
+        manifests = [name for name in changed if _MANIFEST.fullmatch(name)]
+        steps = {_step_of(name) for name in manifests} | {""}
+        rows = [one for one in self._changed() if _step_of(one) in steps and not _LAST.match(one)]
+        rows = [one for one in rows if one not in manifests]
         urgent = bool(manifests) or any(not name.startswith("report/") for name in last)
         if not (everything or urgent or time.monotonic() > self._calm_until):
             return
         self._lease.check()
-        left = [*rows, *files, *manifests, *sorted(last, key=_rank)]
+        left = [*sorted(rows, key=_step_of), *manifests, *sorted(last, key=_rank)]
         try:
-            halves = set()
-            while left:
-                step = _step_of(left[0])
-                # What is deleted meanwhile, as old checkpoints are, is no whole one.
-                if step not in halves and not self._send(left[0]) and step:
-                    halves.add(step)
-                left.pop(0)
+            self._send_all(left)
             for name in sorted(gone, key=lambda name: not _MANIFEST.fullmatch(name)):
                 self._place.delete(name)
                 del self._known[name]
+            for name, one in self._place.listing().items():
+                if name in self._known:
+                    self._known[name] = (*self._known[name][:2], one.version)
         except UserError as error:
             count = f"{len(left)} files, such as {left[0]}," if left else "what is deleted"
             (mistake,) = error.mistakes
@@ -372,6 +372,16 @@ class Mirror:
             self._save()
         self._calm_until = time.monotonic() + CALM_SECONDS
 
+    def _send_all(self, left: list[str]) -> None:
+        """Publishes files in their order, and takes each from the list."""
+        halves = set()
+        while left:
+            step = _step_of(left[0])
+            # What is deleted meanwhile, as old checkpoints are, is no whole one.
+            if step not in halves and not self._send(left[0]) and step:
+                halves.add(step)
+            left.pop(0)
+
     def _send(self, name: str) -> bool:
         """Publishes a file; whether it was still there."""
         manifest = f"{_step_of(name)}manifest.json"
@@ -379,15 +389,14 @@ class Mirror:
             self._place.delete(manifest)  # of a checkpoint that is written anew
             del self._known[manifest]
         state = self._state(name)
-        sent = self._place.send(name, self._root / name) if state else None
-        if state is None or sent is None:
+        if state is None or not self._place.send(name, self._root / name):
             return False
-        self._known[name] = (*state, sent.version)
+        self._known[name] = (*state, "")
         return True
 
-    def _changed(self, chosen: Any) -> list[str]:
+    def _changed(self) -> list[str]:
         """Files that are not published as they are, sorted."""
-        states = {name: self._state(name) for name in self._files() if chosen(name)}
+        states = {name: self._state(name) for name in self._files()}
         return sorted(
             name
             for name, state in states.items()
@@ -395,11 +404,14 @@ class Mirror:
         )
 
     def _files(self) -> list[str]:
-        """All files of the mirror that are, or will be, published."""
-        found = []
+        """All files of the mirror that are, or will be, published.
+
+        What lies in a folder is seen before what lies in the folders in it.
+        """
+        found, start = [], len(str(self._root)) + 1
         for folder, _, names in os.walk(self._root):
-            below = Path(folder).relative_to(self._root)
-            found += [(below / name).as_posix() for name in names]
+            above = f"{folder[start:]}/" if len(folder) > start else ""
+            found += [above + name for name in names]
         return [name for name in found if not _OWN.match(name)]
 
     def _delete(self, name: str) -> None:
@@ -418,7 +430,7 @@ class Mirror:
             return None
 
     def _stated(self, name: str) -> tuple[int, int]:
-        status = (self._root / name).stat()
+        status = os.stat(f"{self._root}/{name}")
         return status.st_size, status.st_mtime_ns
 
     def _save(self) -> None:

@@ -127,20 +127,20 @@ class Place:
             return False
         return True
 
-    def send(self, name: str, source: Path) -> Entry | None:
-        """Writes a local file there; None where that is gone meanwhile."""
+    def send(self, name: str, source: Path) -> bool:
+        """Writes a local file there; False where that is gone meanwhile."""
         try:
             if source.stat().st_size < _READ_AT_ONCE:
                 self.write(name, source.read_bytes())
             else:
                 self._asked(lambda: self._files.put_file(str(source), self._made(name)))
         except FileNotFoundError:
-            return None
+            return False
         except UserError:
             if source.exists():
                 raise
-            return None
-        return self.entry(name)
+            return False
+        return True
 
     def fetch(self, name: str, target: Path) -> None:
         """Copies a file here, whole or not at all."""
@@ -194,6 +194,7 @@ class Place:
 
 def _filesystem(address: str, field: str) -> Any:
     import fsspec
+    from fsspec.registry import known_implementations
 
     protocol = address.partition("://")[0].lower()
     if protocol not in fsspec.available_protocols():
@@ -202,9 +203,9 @@ def _filesystem(address: str, field: str) -> Any:
     try:
         return fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
     except (ImportError, ValueError) as error:
-        package = fsspec.registry.known_implementations[protocol]["class"].partition(".")[0]
-        by_hand = package == "fsspec"
-        fix = "Do as it says." if by_hand else f"Do: pip install {package}"
+        package = known_implementations[protocol]["class"].partition(".")[0]
+        absent = isinstance(error, ImportError) and package != "fsspec"
+        fix = f"Do: pip install {package}" if absent else "Do as it says."
         expected = f"an address that can be used from here, but fsspec says: {error}"
         raise UserError(field, address, expected.rstrip("."), fix) from error
 
