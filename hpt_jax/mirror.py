@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from hpt_jax import checkpoints, remote
-from hpt_jax.errors import UserError
+from hpt_jax.errors import Mistake, UserError
 from hpt_jax.remote import Entry, Place
 from hpt_jax.signals import Stop
 from hpt_jax.telemetry.display import Display
@@ -87,7 +87,8 @@ def mirrored(address: str, display: Display, stop: Stop) -> Iterator[Path]:
         with futures.ThreadPoolExecutor(1) as pool:
             publisher = pool.submit(mirror.publish_until, over)
             try:
-                yield root
+                with _told_as(place.address, root):
+                    yield root
             except BaseException:
                 over.set()
                 publisher.result()
@@ -102,6 +103,25 @@ def mirrored(address: str, display: Display, stop: Stop) -> Iterator[Path]:
             lease.check()
             mirror.publish(everything=True)
         display.outcome(f"all of it is published to {place.address}")
+
+
+@contextlib.contextmanager
+def _told_as(address: str, root: Path) -> Iterator[None]:
+    """Lets mistakes name what is at the address, which counts: what is deleted here comes back."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError.of(
+            [
+                Mistake(
+                    one.field.replace(str(root), address),
+                    one.value,
+                    one.expected.replace(str(root), address),
+                    one.fix.replace(str(root), address),
+                )
+                for one in error.mistakes
+            ]
+        ) from error
 
 
 @contextlib.contextmanager
