@@ -191,8 +191,9 @@ class Lease:
 
     def _take(self) -> None:
         before: str = (read_json(self._own, {"token": str}) or {}).get("token", "")
-        if not self._place.write(LOCK, self._content(), new=True):
-            found = _told(self._place.read(LOCK))
+        content = self._place.read(LOCK)
+        if content is not None or not self._place.write(LOCK, self._content(), new=True):
+            found = _told(content or self._place.read(LOCK))
             self.goes_on = found["token"] == before != ""
             if self.goes_on:
                 self._token = before  # so that it is found again, whenever this process ends
