@@ -17,7 +17,7 @@ from hpt_jax import checkpoints, mirror
 from hpt_jax.errors import UserError
 from hpt_jax.mirror import Lease, Mirror
 from hpt_jax.remote import Place
-from hpt_jax.signals import Stop
+from hpt_jax.signals import Interrupted, Stop
 from hpt_jax.telemetry.display import Display
 from hpt_jax.workdir import stage_folder, write_json
 
@@ -422,6 +422,34 @@ def test_a_failure_is_told_once_and_mended_by_itself(address, machine, monkeypat
     over.set()
     thread.join()
     assert there(address) == contents(one.root)
+
+
+@pytest.fixture
+def mirrored(address, tmp_path, monkeypatch):
+    """A run in a workdir at the address, up to its beginning."""
+    monkeypatch.setenv("HPT_JAX_CACHE", str(tmp_path / "cache"))
+    return lambda: mirror.mirrored(address, Display(quiet=True), Stop())
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), Interrupted(15), ZeroDivisionError()])
+def test_a_run_that_ends_early_has_published_all_it_has(address, mirrored, end):
+    def run(root):
+        begin_stage(root)
+        save(root, 5)
+        raise end
+
+    root = mirror.home_of(address)
+    with pytest.raises(type(end)), mirrored() as given:
+        run(given)
+    assert there(address) == contents(root)
+    with mirrored() as again:
+        assert again == root == mirror.home_of(f"{address}/")
+
+
+def test_mistakes_name_what_is_at_the_address(address, mirrored):
+    with pytest.raises(UserError) as caught, mirrored() as root:
+        raise UserError(str(root / "x"), "x", f"no {root / 'x'}", f"Delete {root / 'x'}.")
+    assert str(caught.value) == f"{address}/x = 'x': expected no {address}/x. Delete {address}/x."
 
 
 def test_small_files_are_enough_for_a_look(address, machine):

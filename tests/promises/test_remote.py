@@ -5,6 +5,7 @@ The server is moto's, with the API of S3; the client is s3fs, as of any user of 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -23,9 +24,11 @@ import pytest
 from support import folder_of, saved, steps_in, tiny_config
 
 from hpt_jax import checkpoints, main, mirror, run
+from hpt_jax.errors import UserError
 from hpt_jax.remote import Place
 from hpt_jax.signals import Stop
 from hpt_jax.telemetry.display import Display
+from hpt_jax.weights import export, load
 from hpt_jax.workdir import write_json
 
 CONFIG = """
@@ -46,6 +49,18 @@ take = training.Training.take
 def slow(self, carry, batch, step):
     if self.stage.name == "target" and step == 2:
         time.sleep(3600)
+    return take(self, carry, batch, step)
+training.Training.take = slow
+sys.exit(main.main(sys.argv[1:]))
+"""
+# Takes its time for each step, and does not wait long for a lease.
+UNSTEADY = """
+import sys, time
+from hpt_jax import main, mirror, training
+mirror.LOOK_SECONDS, mirror.BEAT_SECONDS, mirror.EXPIRES_SECONDS = 0.1, 0.3, 2.0
+take = training.Training.take
+def slow(self, carry, batch, step):
+    time.sleep(0.5)
     return take(self, carry, batch, step)
 training.Training.take = slow
 sys.exit(main.main(sys.argv[1:]))
@@ -244,6 +259,47 @@ def test_images_and_weights_in_a_bucket_give_the_stages_of_local_ones(
         run.run(config, tmp_path / "dry")
         wanted.append(ids(config)[0])
     assert wanted[-1] == wanted[-2]
+
+
+def test_a_run_does_not_start_from_what_it_exports(
+    bucket: str, images: Path, local: Path, tmp_path: Path
+) -> None:
+    config, workdir = config_of(str(images)), f"{bucket}/run"
+    stage = folder_of(config, local, "B+T")
+    facts = load.inspect(str(stage.path))
+    assert facts is not None
+    file = export.export_backbone(load.load_stage(stage), facts, tmp_path)
+    Place(workdir, "init").send("export/backbone.safetensors", file)
+    config.export = "B+T"
+    for start in ("export", "export/backbone.safetensors"):
+        config.stages.base = dict(init=f"{workdir}/{start}", trainable="nothing")
+        with pytest.raises(UserError, match="this run does not overwrite"):
+            run.run(config, workdir)
+
+
+@pytest.mark.slow
+def test_a_run_that_vanishes_again_and_again_equals_an_undisturbed_one(
+    bucket: str, images: Path, local: Path, tmp_path: Path
+) -> None:
+    workdir, file = f"{bucket}/run", tmp_path / "config.py"
+    file.write_text(CONFIG.format(here=str(Path(__file__).parent), images=str(images)))
+    rng, codes = np.random.default_rng(0), []
+    while codes[-3:] != [0] * 3:
+        process = subprocess.Popen(
+            [sys.executable, "-c", UNSTEADY, f"--config={file}", f"--workdir={workdir}"],
+            stdout=subprocess.DEVNULL,
+        )
+        # Shorter than a run takes, at first; the third one in a row that ends is the last.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(1, 4 + 2 * len(codes)))
+        process.kill()
+        codes.append(process.wait())
+        assert codes[-1] in (0, -signal.SIGKILL)
+        if rng.random() < 0.5:
+            shutil.rmtree(mirror.home_of(workdir).parent, ignore_errors=True)
+    print(f"{codes.count(-signal.SIGKILL)} kills")
+    assert codes.count(-signal.SIGKILL) >= 3
+    assert_same(images, download(workdir, tmp_path / "published"), local)
 
 
 def command(workdir: str, images: Path, tmp_path: Path, *more: str) -> int:
