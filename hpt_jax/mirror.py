@@ -8,6 +8,7 @@ moment. Object stores have no locks; a lease says who works there.
     <cache>/mirror-<hash>/workdir/         the mirror
                           published.json   which state of each file is published
                           lease.json       the lease under which it was written last
+                          sending/         links to a checkpoint that is under way
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import tempfile
@@ -135,8 +137,10 @@ def glimpsed(address: str) -> Iterator[Path]:
     listing = {name: one for name, one in place.listing().items() if name.endswith(".json")}
     small = {name: one for name, one in listing.items() if not _OWN.match(name)}
     small = {name: one for name, one in small.items() if not _STEP.match(name)}
-    remote.check_names(small, place)
+    remote.check_names(listing, place)
     with tempfile.TemporaryDirectory(prefix="hpt_jax-") as folder:
+        for manifest in filter(_MANIFEST.fullmatch, listing):  # that a step is there is enough
+            (Path(folder) / manifest).parent.mkdir(parents=True)
         remote.fetch_all(place, small, Path(folder))
         yield Path(folder)
 
@@ -272,7 +276,7 @@ class Mirror:
 
     def __init__(self, place: Place, root: Path, display: Display, lease: Lease):
         self._place, self._root, self._display, self._lease = place, root, display, lease
-        self._record = root.parent / "published.json"
+        self._record, self._pins = root.parent / "published.json", root.parent / "sending"
         found = read_json(self._record, {...: _record}) or {}
         # Name -> (size, time of change) of the file here and the version there that are alike; '':
         # the version is not known, but it is from here.
@@ -374,8 +378,9 @@ class Mirror:
         if not (everything or urgent or time.monotonic() > self._calm_until):
             return
         self._lease.check()
-        left = [*sorted(rows, key=_step_of), *manifests, *sorted(last, key=_rank)]
+        left = sorted([*rows, *manifests, *last], key=_order)
         try:
+            self._pin(left)
             self._send_all(left)
             for name in sorted(gone, key=lambda name: not _MANIFEST.fullmatch(name)):
                 self._place.delete(name)
@@ -390,6 +395,7 @@ class Mirror:
             fix = f"{mistake.fix} Nothing is lost: the same command publishes it."
             raise UserError(_FIELD, self._place.address, expected, fix) from error
         finally:
+            shutil.rmtree(self._pins, ignore_errors=True)
             self._save()
         self._calm_until = time.monotonic() + CALM_SECONDS
 
@@ -403,14 +409,31 @@ class Mirror:
                 halves.add(step)
             left.pop(0)
 
+    def _pin(self, names: list[str]) -> None:
+        """Keeps the newest checkpoint of each stage until it is sent.
+
+        Else, where a service is slower than training saves, none would ever be sent whole.
+        """
+        newest: dict[str, int] = {}
+        for found in filter(None, map(_MANIFEST.fullmatch, names)):
+            newest[found[1]] = max(int(found[2]), newest.get(found[1], 0))
+        shutil.rmtree(self._pins, ignore_errors=True)
+        for name in names:
+            step = _STEP.match(name)
+            if step and int(step[2]) == newest.get(step[1]):
+                (self._pins / name).parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(OSError):  # it is deleted, or there are no links here
+                    os.link(self._root / name, self._pins / name)
+
     def _send(self, name: str) -> bool:
         """Publishes a file; whether it was still there."""
         manifest = f"{_step_of(name)}manifest.json"
         if _step_of(name) and name != manifest and manifest in self._known:
             self._place.delete(manifest)  # of a checkpoint that is written anew
             del self._known[manifest]
-        state = self._state(name)
-        if state is None or not self._place.send(name, self._root / name):
+        root = self._pins if (self._pins / name).exists() else self._root
+        state = self._state(name, root)
+        if state is None or not self._place.send(name, root / name):
             return False
         self._known[name] = (*state, "")
         return True
@@ -444,14 +467,14 @@ class Mirror:
                 return
             folder.rmdir()
 
-    def _state(self, name: str) -> tuple[int, int] | None:
+    def _state(self, name: str, root: Path | None = None) -> tuple[int, int] | None:
         try:
-            return self._stated(name)
+            return self._stated(name, root)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def _stated(self, name: str) -> tuple[int, int]:
-        status = os.stat(f"{self._root}/{name}")
+    def _stated(self, name: str, root: Path | None = None) -> tuple[int, int]:
+        status = os.stat(f"{root or self._root}/{name}")
         return status.st_size, status.st_mtime_ns
 
     def _save(self) -> None:
@@ -464,6 +487,11 @@ def _step_of(name: str) -> str:
     return found[0] if found else ""
 
 
-def _rank(name: str) -> tuple[int, str]:
-    """What is published first: that stages are done, then what is made of them."""
-    return (not name.endswith("/done.json")) + (not name.startswith("stages/")), name
+def _order(name: str) -> tuple[int, int, bool, str]:
+    """What is published first: what counts on others last, newer checkpoints before older ones."""
+    step = _STEP.match(name)
+    if step:
+        return 1, -int(step[2]), bool(_MANIFEST.fullmatch(name)), name
+    if not _LAST.match(name):
+        return 0, 0, False, name
+    return 2 + (not name.endswith("/done.json")) + (not name.startswith("stages/")), 0, False, name

@@ -242,6 +242,36 @@ def test_old_checkpoints_are_deleted_when_the_newer_ones_are_there(address, mach
     assert there(address) == contents(again.root)
 
 
+class Slow(Place):
+    """A service that takes longer for a file than training takes to save, twice."""
+
+    def write(self, name, content, new=False):
+        if name == f"stages/{STAGE}/checkpoints/5/_METADATA":
+            self.meanwhile()
+        return super().write(name, content, new)
+
+
+def test_a_checkpoint_is_published_also_where_it_is_deleted_meanwhile(address, machine):
+    one = machine("one", Slow).begin()
+
+    def meanwhile():
+        save(one.root, 10)
+        forget(one.root, 5)
+
+    one.place.meanwhile = meanwhile
+    begin_stage(one.root)
+    save(one.root, 5)
+    one.mirror.publish(everything=True)
+    assert f"stages/{STAGE}/checkpoints/5/manifest.json" in there(address)
+    one.mirror.publish(everything=True)
+    assert there(address) == contents(one.root)
+    assert {path.name for path in one.home.iterdir()} == {
+        "lease.json",
+        "published.json",
+        "workdir",
+    }
+
+
 def test_rows_and_pages_wait_and_checkpoints_do_not(address, machine):
     one = machine("one").begin()
     begin_stage(one.root)
@@ -459,6 +489,7 @@ def test_small_files_are_enough_for_a_look(address, machine):
     finish(one.root, 5)
     one.mirror.publish(everything=True)
     with mirror.glimpsed(address) as root:
+        assert checkpoints.numbered(stage_folder(root, STAGE).checkpoints) == [5]
         assert stage_folder(root, STAGE).is_done
         assert stage_folder(root, STAGE).has("evaluations/knn.json")
         assert sorted(path.suffix for path in root.rglob("*") if path.is_file()) == [".json"] * 3
