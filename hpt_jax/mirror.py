@@ -50,7 +50,7 @@ _MANIFEST = re.compile(rf"{_STEP.pattern}manifest\.json")
 _LAST = re.compile(r"stages/[^/]+/(done\.json|evaluations/|neighbours-)|results\.csv|report/")
 # What is this machine's own, the lease, and half or damaged checkpoints.
 _OWN = re.compile(
-    r"compilation_cache/|(.*/)?lock$|lock\.json$|.*\.tmp$|.*/checkpoints/[^/]*[^/\d][^/]*/"
+    r"compilation_cache/|(.*/)?lock$|(.*/)?lease/|lock\.json$|.*\.tmp$|.*/checkpoints/[^/]*[^/\d][^/]*/"
 )
 
 

@@ -145,6 +145,8 @@ def test_what_one_machine_publishes_another_one_has(address, machine):
     save(one.root, 5)
     save(one.root, 10)
     (one.root / "lock").write_text("of this machine")
+    (one.root / "lease").mkdir()
+    (one.root / "lease" / "1").write_text("of this machine")
     (one.root / "compilation_cache").mkdir()
     (one.root / "compilation_cache" / "x-cache").write_text("of this processor")
     (one.root / "results.csv.f00.tmp").write_text("half of it")
@@ -152,7 +154,7 @@ def test_what_one_machine_publishes_another_one_has(address, machine):
     (stage_folder(one.root, STAGE).checkpoints / "15.orbax-checkpoint-tmp" / "x").write_text("half")
     one.mirror.publish(everything=True)
     one.end()
-    for name in ("lock", "compilation_cache", "results.csv.f00.tmp"):
+    for name in ("lock", "lease", "compilation_cache", "results.csv.f00.tmp"):
         path = one.root / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree(stage_folder(one.root, STAGE).checkpoints / "15.orbax-checkpoint-tmp")

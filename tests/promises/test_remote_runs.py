@@ -35,7 +35,7 @@ CONFIG = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from test_remote import config_of
+from test_remote_runs import config_of
 
 def get_config():
     return config_of({images!r})
