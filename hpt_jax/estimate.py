@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from hpt_jax import branch, checkpoints, plan
+from hpt_jax import branch, checkpoints, plan, remote
 from hpt_jax import config as config_lib
 from hpt_jax.data import datasets
 from hpt_jax.models.resnet import ResNet
@@ -161,7 +161,7 @@ def _absent(dataset: str, data_dir: str) -> str:
     """What stands for a dataset that is not there: its path, where it is a folder."""
     scheme, _, place = dataset.partition(":")
     shown = datasets.shown_place(place, data_dir) if scheme == "folder" else dataset
-    return f"(not found: {shown})"
+    return f"(not {'here' if remote.is_address(shown) else 'found'}: {shown})"
 
 
 def describe(asked: plan.Plan, workdir: Path) -> list[str]:
