@@ -77,6 +77,7 @@ def mirrored(address: str, display: Display, stop: Stop) -> Iterator[Path]:
         in the end: it is kept in the mirror, and published by the same command.
     """
     place, root = Place(address, _FIELD), home_of(address)
+    remote.check_cache()
     with (
         locked(root.parent, display.line),
         Lease(place, root.parent, display, stop).held() as lease,

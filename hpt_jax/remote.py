@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _READ_AT_ONCE = 1 << 26  # bytes: smaller files may grow while they are sent
 _THREADS = 16  # that files are fetched by
 _WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds between attempts
+_DISK = (errno.ENOSPC, errno.EDQUOT)  # of this machine
 # What another attempt would not mend.
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError)
 STEP = re.compile(r"checkpoints/(\d+)/")  # below the folder of a stage
@@ -43,6 +45,20 @@ def is_address(text: str) -> bool:
 def cache() -> Path:
     """Where copies are kept: $HPT_JAX_CACHE, by default ~/.cache/hpt_jax."""
     return Path(os.environ.get("HPT_JAX_CACHE") or "~/.cache/hpt_jax").expanduser().absolute()
+
+
+def check_cache() -> None:
+    """Checks that copies can be kept; makes nothing.
+
+    Raises:
+      UserError: the cache is no folder, or may not be written to.
+    """
+    here = cache()
+    while not os.path.lexists(here):
+        here = here.parent
+    if not here.is_dir() or not os.access(here, os.W_OK | os.X_OK):
+        expected = f"a folder for copies that can be written, but {here} cannot"
+        raise UserError("HPT_JAX_CACHE", str(cache()), expected, "Set it to another one.")
 
 
 def home(kind: str, *told: object) -> Path:
@@ -178,9 +194,10 @@ class Place:
                 raise
             except Exception as error:
                 # Each service's package has errors of its own, without a common kind.
-                if not isinstance(error, OSError) and type(error).__module__ == "builtins":
+                ours = not isinstance(error, OSError) and type(error).__module__ == "builtins"
+                if ours or getattr(error, "errno", None) in _DISK:
                     raise
-                if wait is None or isinstance(error, _FINAL) or _is_of_credentials(error):
+                if wait is None or isinstance(error, _FINAL) or _is_a_mistake(error):
                     raise self._refused(error) from error
             time.sleep(wait)
         raise AssertionError
@@ -210,8 +227,10 @@ def _filesystem(address: str, field: str) -> Any:
         raise UserError(field, address, expected.rstrip("."), fix) from error
 
 
-def _is_of_credentials(error: Exception) -> bool:
-    return "credential" in f"{type(error).__name__} {error}".lower()
+def _is_a_mistake(error: Exception) -> bool:
+    """Whether a service says that it was asked wrongly, as far as its words tell."""
+    says = f"{type(error).__name__} {error}".lower()
+    return any(word in says for word in ("credential", "invalid", "validation"))
 
 
 def _entry(info: Mapping[str, Any]) -> Entry:
@@ -244,6 +263,7 @@ def copied(place: Place, listing: Mapping[str, Entry], watch: Watch = unwatched)
     Raises:
       UserError: they cannot be had.
     """
+    check_cache()
     check_names(listing, place)
     folder = _copy_of(place, listing)
     with locked(folder, lambda text: None):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 import re
 import uuid
 from pathlib import Path
@@ -272,6 +274,27 @@ def test_of_a_stage_the_newest_checkpoint_alone_is_copied(tmp_path, address):
     found = sorted(one.relative_to(path).as_posix() for one in path.rglob("*") if one.is_file())
     assert found == ["checkpoints/10/d/x", "done.json", "lineage.json"]
     assert load.fingerprint(f"{address}/t-12345678") == LINEAGE["id"]
+
+
+def test_a_cache_that_cannot_be_is_told_before_anything_is_copied(
+    images, address, tmp_path, monkeypatch
+):
+    put(images, address)
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("HPT_JAX_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"HPT_JAX_CACHE = .*file/cache': expected a folder"):
+        datasets.open_dataset(f"folder:{address}")
+
+
+def test_a_full_disk_is_what_it_is_elsewhere(images, address, tmp_path):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("the system has no device that is always full")
+    put(images, address)
+    (tmp_path / "full").symlink_to("/dev/full")
+    place = remote.Place(address, "dataset")
+    with pytest.raises(OSError, match="No space left") as caught:
+        place._asked(lambda: MEMORY.get_file(f"{address}/a/0.png", str(tmp_path / "full")))
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_nothing_there_is_nothing_to_copy(address, tmp_path):

@@ -325,6 +325,7 @@ def test_a_second_machine_is_refused_while_the_first_one_lives(
     ("workdir", "told"),
     [
         ("s3://no-such-bucket/run", "the service says: The specified bucket does not exist"),
+        ("s3://a bucket/run", "Invalid bucket name"),
         ("s4://bucket/run", "a protocol that fsspec knows. Did you mean 's3'?"),
         ("adl://bucket/run", "pip install adlfs"),
     ],
