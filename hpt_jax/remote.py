@@ -104,13 +104,14 @@ class Place:
           below: of a folder in it alone.
           deep: also of the folders in that.
         """
-        depth, start = None if deep else 1, len(self._path.rstrip("/")) + 1
+        depth, start = None if deep else 1, self._path.rstrip("/") + "/"
         path = self._below(below)
         found = self._asked(lambda: self._files.find(path, maxdepth=depth, detail=True))
         return {
-            name[start:]: _entry(info)
+            name.removeprefix(start): _entry(info)
             for name, info in found.items()
-            if info.get("type") == "file" and len(name) > start and not name.endswith("/")
+            # Some services list what has the same beginning too, and folders as empty files.
+            if info.get("type") == "file" and name.startswith(start) and not name.endswith("/")
         }
 
     def entry(self, name: str = "") -> Entry | None:

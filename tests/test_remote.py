@@ -306,6 +306,14 @@ def test_nothing_there_is_nothing_to_copy(address, tmp_path):
     remote.fetch_all(place, {}, tmp_path, unwatched)
 
 
+def test_what_has_the_same_beginning_is_not_listed(address):
+    for name in ("run/x", "run-2/x", "run2", "run/run/x"):
+        MEMORY.pipe_file(f"{address}/{name}", b"1")
+    assert remote.Place(f"{address}/run", "--workdir").listing().keys() == {"x", "run/x"}
+    assert remote.Place(f"{address}/run/", "--workdir").listing("run").keys() == {"run/x"}
+    assert remote.Place(f"{address}/run", "--workdir").listing(deep=False).keys() == {"x"}
+
+
 def test_a_file_that_is_gone_is_not_sent(address, tmp_path):
     place = remote.Place(address, "--workdir")
     assert not place.send("x", tmp_path / "none")
