@@ -321,7 +321,7 @@ class Mirror:
         taken = set()
         for stage, numbers in whole.items():
             folder = self._root / stage
-            here = checkpoints.numbered(folder / "checkpoints")
+            here = self._steps_here(stage)
             if (folder / "done.json").is_file():
                 branch = (read_json(folder / "lineage.json") or {}).get("branch") or {}
                 numbers = [one for one in numbers if one in (max(numbers), branch.get("step"))]
@@ -332,6 +332,12 @@ class Mirror:
                 if not (gone and max(here, default=-1) > number):
                     taken.add(step)
         return {name for name in steps if _step_of(name) in taken}
+
+    def _steps_here(self, stage: str) -> list[int]:
+        """The checkpoints of a stage that have a manifest."""
+        folder = self._root / stage / "checkpoints"
+        steps = checkpoints.numbered(folder)
+        return [step for step in steps if (folder / str(step) / checkpoints.MANIFEST).is_file()]
 
     def _fetch(self, listing: dict[str, Entry]) -> None:
         left = {name: one for name, one in listing.items() if self._is_newer(name, one)}
@@ -368,24 +374,22 @@ class Mirror:
           UserError: something is not published.
         """
         # In the reverse of the order of publication, since the run goes on meanwhile.
-        gone = self._known.keys() - set(self._files())
-        changed = self._changed()
-        last = [name for name in changed if _LAST.match(name)]
-        manifests = [name for name in changed if _MANIFEST.fullmatch(name)]
-        steps = {_step_of(name) for name in manifests} | {""}
-        rows = [one for one in self._changed() if _step_of(one) in steps and not _LAST.match(one)]
-        rows = [one for one in rows if one not in manifests]
-        urgent = bool(manifests) or any(not name.startswith("report/") for name in last)
+        gone = [name for name in self._known if self._is_deleted(name)]
+        last = [name for name in self._changed() if _LAST.match(name) or _MANIFEST.fullmatch(name)]
+        steps = {_step_of(name) for name in last} | {""}
+        rest = [one for one in self._changed() if _step_of(one) in steps and not _LAST.match(one)]
+        urgent = any(not name.startswith("report/") for name in last)
         if not (everything or urgent or time.monotonic() > self._calm_until):
             return
         self._lease.check()
-        left = sorted([*rows, *manifests, *last], key=_order)
+        left = sorted({*rest, *last}, key=_order)
         try:
             self._pin(left)
             self._send_all(left)
             for name in sorted(gone, key=lambda name: not _MANIFEST.fullmatch(name)):
-                self._place.delete(name)
-                del self._known[name]
+                if self._state(name) is None:  # or it is written anew
+                    self._place.delete(name)
+                    self._known.pop(name, None)
             for name, one in self._place.listing().items():
                 if name in self._known:
                     self._known[name] = (*self._known[name][:2], one.version)
@@ -399,6 +403,18 @@ class Mirror:
             shutil.rmtree(self._pins, ignore_errors=True)
             self._save()
         self._calm_until = time.monotonic() + CALM_SECONDS
+
+    def _is_deleted(self, name: str) -> bool:
+        """Whether the run has deleted a published file, and not somebody who cleans the cache."""
+        if self._state(name) is not None:
+            return False
+        step = _STEP.match(name)
+        if step is None:
+            stage, _, last = name.rpartition("/")
+            begun = self._state(f"{stage}/lineage.json") is not None
+            return begun and last in ("done.json", "metrics.csv", "measures.csv")
+        here = self._steps_here(step[1])
+        return self._known[name][0] < 0 or max(here, default=-1) >= int(step[2])
 
     def _send_all(self, left: list[str]) -> None:
         """Publishes files in their order, and takes each from the list."""

@@ -274,6 +274,33 @@ def test_a_checkpoint_is_published_also_where_it_is_deleted_meanwhile(address, m
     }
 
 
+def test_who_cleans_the_cache_deletes_nothing_there(address, machine):
+    one = machine("one").begin()
+    begin_stage(one.root)
+    save(one.root, 5)
+    save(one.root, 10)
+    finish(one.root, 10)
+    one.mirror.publish(everything=True)
+    wanted = there(address)
+    shutil.rmtree(one.root)
+    one.mirror.publish(everything=True)
+    assert there(address) == wanted
+    one.end()
+    again = machine("one").begin()
+    assert_can_go_on(again.root)
+
+
+def test_a_stage_that_is_opened_again_is_so_there(address, machine):
+    one = machine("one").begin()
+    begin_stage(one.root)
+    save(one.root, 5)
+    finish(one.root, 5)
+    one.mirror.publish(everything=True)
+    stage_folder(one.root, STAGE).done.unlink()
+    one.mirror.publish(everything=True)
+    assert there(address) == contents(one.root)
+
+
 def test_rows_and_pages_wait_and_checkpoints_do_not(address, machine):
     one = machine("one").begin()
     begin_stage(one.root)
