@@ -177,17 +177,17 @@ class Lease:
           UserError: another run holds it.
         """
         self._take()
-        with futures.ThreadPoolExecutor(1) as pool:
-            beats = pool.submit(self._beat)
-            try:
-                yield self
-            finally:
-                self._over.set()
-                beats.result()
-                self._owner = _NOBODY
-                with contextlib.suppress(UserError):  # it expires
-                    if not self._lost:
-                        self._place.write(LOCK, self._content())
+        beating = threading.Thread(target=self._beat, daemon=True)
+        beating.start()
+        try:
+            yield self
+        finally:
+            self._over.set()
+            beating.join()
+            self._owner = _NOBODY
+            with contextlib.suppress(UserError):  # it expires
+                if not self._lost:
+                    self._place.write(LOCK, self._content())
 
     def check(self) -> None:
         """Raises a UserError where another run has taken over."""

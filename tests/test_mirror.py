@@ -48,18 +48,18 @@ class Machine:
         self.display, self.stop = Display(quiet=True), Stop()
         self.display.outcome = self.told.append
         self.lease = Lease(place(address, "--workdir"), self.home, self.display, self.stop)
-        self._holds = self.lease.held()
+        self._holds = contextlib.ExitStack()
         self.place = place(address, "--workdir")
 
     def begin(self):
-        self._holds.__enter__()
+        self._holds.enter_context(self.lease.held())
         self.mirror = Mirror(self.place, self.root, self.display, self.lease)
         self.mirror.bring()
         self.lease.keep()
         return self
 
     def end(self):
-        self._holds.__exit__(None, None, None)
+        self._holds.close()
 
     def vanish(self):
         """Ends as a machine without power does."""
@@ -69,8 +69,15 @@ class Machine:
 
 @pytest.fixture
 def machine(address, tmp_path):
-    """Makes a machine by its name."""
-    return lambda name, place=Place: Machine(address, tmp_path / name, place)
+    """Makes a machine by its name; all are at rest when the test is over."""
+    with contextlib.ExitStack() as stack:
+
+        def make(name, place=Place):
+            made = Machine(address, tmp_path / name, place)
+            stack.callback(made.end)
+            return made
+
+        yield make
 
 
 def save(root, step, content="x"):
