@@ -11,8 +11,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from hpt_jax import branch, checkpoints, plan
+from hpt_jax import branch, checkpoints, plan, remote
 from hpt_jax import config as config_lib
+from hpt_jax.data import datasets
 from hpt_jax.models.resnet import ResNet
 from hpt_jax.shapes import DONE
 from hpt_jax.workdir import read_json, stage_folder
@@ -159,8 +160,8 @@ def _evaluations_left(stage: plan.Stage, asked: plan.Plan, workdir: Path) -> lis
 def _absent(dataset: str, data_dir: str) -> str:
     """What stands for a dataset that is not there: its path, where it is a folder."""
     scheme, _, place = dataset.partition(":")
-    path = Path(data_dir).expanduser() / Path(place).expanduser()
-    return f"(not found: {path if scheme == 'folder' else dataset})"
+    shown = datasets.shown_place(place, data_dir) if scheme == "folder" else dataset
+    return f"(not {'here' if remote.is_address(shown) else 'found'}: {shown})"
 
 
 def describe(asked: plan.Plan, workdir: Path) -> list[str]:

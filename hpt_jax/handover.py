@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import psutil
 
-from hpt_jax import checkpoints, estimate, pictures, plan
+from hpt_jax import checkpoints, estimate, mirror, pictures, plan, remote
 from hpt_jax.augment.policies import for_channels
 from hpt_jax.config import Config, Optimizer, labels_of
 from hpt_jax.data.splits import strata
@@ -247,16 +247,19 @@ def _check_unchanged(stage: plan.Stage, root: Path) -> None:
 def _check_export(asked: plan.Plan, root: Path) -> None:
     """Refuses to overwrite, in the end, what a stage starts from: it would begin anew each time."""
     for stage in asked.stages:
-        init = Path(stage.config.init).expanduser().resolve()
-        exported = (root / "export").resolve()
-        if (
-            asked.config.export
-            and stage.config.init != "random"
-            and (init == exported or exported in init.parents)
-        ):
+        if asked.config.export and _lies_in(stage.config.init, root, "export"):
             expected = "weights that this run does not overwrite, but it exports to that folder"
             fix = "Choose another --workdir, or copy the folder."
             raise UserError(f"stages.{stage.name}.init", stage.config.init, expected, fix)
+
+
+def _lies_in(path: str, root: Path, name: str) -> bool:
+    """Whether a path is a folder of a workdir, or lies in it."""
+    if remote.is_address(path):
+        workdir, inside, _ = f"{path}/".rpartition(f"/{name}/")
+        return bool(inside) and mirror.home_of(workdir) == root
+    here, folder = Path(path).expanduser().resolve(), (root / name).resolve()
+    return path != "random" and folder in (here, *here.parents)
 
 
 def check_present_files(asked: plan.Plan) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpt_jax import main as command_line
+from hpt_jax import remote
 from hpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,6 +77,10 @@ def _run(flags: Mapping[str, str], overrides: Sequence[tuple[str, str]]) -> int:
     if settings and engine != "slurm":
         first = next(iter(settings))
         raise UserError(f"{_SLURM}{first}", None, "--submit slurm beside it", "Add it.")
+    if remote.is_address(flags["--workdir"]):
+        expected = "a folder that the jobs share; at an address one run works at a time"
+        fix = "Choose one on a file system that all machines have."
+        raise UserError("--workdir", flags["--workdir"], expected, fix)
     root = Path(flags["--workdir"]).absolute()
     commands = [
         [command(flags, overrides, job) for job in jobs]

@@ -24,7 +24,7 @@ Hierarchical self-supervised pretraining. Running the same command again continu
 nothing when all is done.
 
   --config FILE           a config file, such as configs/quickstart.py
-  --workdir DIR           where results go; made if it is not there
+  --workdir DIR           where results go; made if it is not there; also gs://BUCKET/DIR, s3://...
   --config.FIELD=VALUE    sets any field of the config, for example
                           --config.dry_run=True or --config.stages.target.steps=50
   --only ID[,ID...]       trains and evaluates these stages alone, and what they start from; all
@@ -145,10 +145,13 @@ def explained(workdir: str) -> Iterator[None]:
     """
     import jax
 
+    from hpt_jax import mirror, remote
+
+    root = mirror.home_of(workdir) if remote.is_address(workdir) else os.path.abspath(workdir)
     try:
         yield
     except OSError as error:
-        below = os.path.join(os.path.abspath(workdir), "")
+        below = os.path.join(root, "")
         ours = error.errno in _FILE and os.path.abspath(str(error.filename)).startswith(below)
         if error.errno not in _DISK and not ours:
             raise

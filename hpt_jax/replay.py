@@ -16,7 +16,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from hpt_jax import checkpoints, handover, parallel, pictures, plan, run, training
+from hpt_jax import (
+    checkpoints,
+    handover,
+    mirror,
+    parallel,
+    pictures,
+    plan,
+    remote,
+    run,
+    training,
+)
 from hpt_jax.config import SHARED
 from hpt_jax.errors import UserError
 from hpt_jax.library import Library
@@ -30,15 +40,21 @@ SHOWN = 10  # steps before it whose metrics are printed
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m hpt_jax.replay", description=__doc__)
-    parser.add_argument("stage", type=Path, help="a stage's folder, DIR/stages/ID")
+    parser.add_argument("stage", help="a stage's folder, DIR/stages/ID")
     parser.add_argument("step", type=int, help="as metrics.csv counts: the first one is 1")
     asked = parser.parse_args(arguments)
     try:
-        replay(asked.stage, asked.step, Display())
+        replay(_here(asked.stage), asked.step, Display())
     except UserError as error:
         print(f"{error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _here(stage: str) -> Path:
+    """The folder of a stage; of one at an address that in the mirror of its workdir."""
+    workdir, _, name = stage.rstrip("/").rpartition("/stages/")
+    return mirror.home_of(workdir) / "stages" / name if remote.is_address(stage) else Path(stage)
 
 
 def replay(path: Path, step: int, display: Display) -> dict[str, Any]:

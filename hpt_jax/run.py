@@ -16,11 +16,13 @@ from hpt_jax import (
     compiled,
     estimate,
     handover,
+    mirror,
     parallel,
     pictures,
     plan,
     pretrain,
     processes,
+    remote,
     resolve,
     share,
     surveys,
@@ -59,7 +61,7 @@ def run(
 
     Args:
       config: what a config file's `get_config()` returns.
-      folder: the workdir; made if it is not there.
+      folder: the workdir, also at an address such as gs://bucket/run; made if it is not there.
       overrides: (dotted field, text) pairs, as from `--config.a.b=text`.
       display: where lines and progress go; the terminal by default.
       config_path: the file that the config is from, for the report; '': none.
@@ -77,6 +79,30 @@ def run(
       signals.Interrupted: a signal has asked to stop, and all is saved.
     """
     display, stop, leader = display or Display(), stop or Stop(), leader or Leader()
+    # Beside the plan, not in it: how it was asked for changes no identity and no result.
+    command = {"config": config_path, "workdir": str(folder), "overrides": list(overrides)}
+    if not remote.is_address(str(folder)):
+        return _run(config, overrides, folder, command, display, stop, leader, only)
+    resolve.resolve(config, overrides)  # a mistake is told before anything is copied
+    with contextlib.ExitStack() as stack:
+        if resolve.value_of("dry_run", config, overrides):
+            root = stack.enter_context(mirror.glimpsed(str(folder)))
+        else:
+            root = stack.enter_context(mirror.mirrored(str(folder), display, stop))
+        return _run(config, overrides, root, command, display, stop, leader, only)
+
+
+def _run(
+    config: Mapping[str, Any],
+    overrides: Sequence[tuple[str, str]],
+    folder: str | Path,
+    command: Mapping[str, Any],
+    display: Display,
+    stop: Stop,
+    leader: Leader,
+    only: Sequence[str],
+) -> list[ResultRow]:
+    """`run` in a local workdir; `command` is how the user has asked for it."""
     root = Path(folder).absolute()
     with display.working("looking at the data"):
         asked = make_plan(config, overrides, display, root)
@@ -99,8 +125,6 @@ def run(
         handover.reopen_damaged(part, root, display)
     with display.working("checking data and weights"):
         handover.check(part, root, library, devices, display)
-    # Beside the plan, not in it: how it was asked for changes no identity and no result.
-    command = {"config": config_path, "workdir": str(folder), "overrides": list(overrides)}
     write_json(
         root / "plans" / f"{asked.config.name}.json", {**plan.as_json(asked), "command": command}
     )
@@ -226,23 +250,30 @@ def make_plan(
         resolve.value_of(name, config, overrides) for name in ("data_dir", "dry_run", "template")
     )
 
+    unseen = set()  # what is chosen without having seen them is no plan of theirs
+
+    @functools.cache
     def prepare(name: str) -> str:
         if display is not None and not dry_run:
-            datasets.prepare(name, data_dir or "", display.line)
+            datasets.prepare(name, data_dir or "", display.line, display.progress)
         return name
 
     def inspect(name: str) -> Mapping[str, Any] | None:
         prepare(name)
+        found: Mapping[str, Any] | None
         if template != "adapt" or display is None or root is None:
-            return datasets.inspect(name, data_dir or "")
-        return surveys.facts_of(name, data_dir or "", root, display, bool(dry_run))
+            found = datasets.inspect(name, data_dir or "")
+        else:
+            found = surveys.facts_of(name, data_dir or "", root, display, bool(dry_run))
+        unseen.update([name] if found is None else [])
+        return found
 
     resolved = resolve.resolve(config, overrides, inspect, load.inspect)
-    return plan.make_plan(
-        resolved,
-        lambda name: datasets.fingerprint_of(prepare(name), resolved.data_dir),
-        load.fingerprint,
-    )
+
+    def fingerprint(name: str) -> str | None:
+        return None if name in unseen else datasets.fingerprint_of(prepare(name), resolved.data_dir)
+
+    return plan.make_plan(resolved, fingerprint, load.fingerprint)
 
 
 def run_stage(

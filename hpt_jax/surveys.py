@@ -30,12 +30,13 @@ def facts_of(
     Raises:
       UserError: there is no such dataset, or nothing in it can be read.
     """
-    if dry_run and datasets.fingerprint_of(name, data_dir) is None:
-        display.line(f"note: {name} is not there; what is chosen here is for 1,000 photographs")
+    fingerprint, kept = datasets.fingerprint_of(name, data_dir), workdir.surveys_folder(root)
+    found = survey.load(kept, name, fingerprint) if fingerprint else None
+    if found is None and dry_run and not datasets.is_here(name, data_dir):
+        display.line(f"note: {name} is not here; what is chosen here is for 1,000 photographs")
         return None
-    dataset = datasets.open_dataset(name, data_dir)
-    found = survey.load(workdir.surveys_folder(root), dataset.name, dataset.fingerprint)
     if found is None:
+        dataset = datasets.open_dataset(name, data_dir)
         found = _sample(dataset) if dry_run else _survey(dataset, root, display)
     for line in survey.lines(found):
         display.line(line)

@@ -12,6 +12,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -479,3 +480,24 @@ def test_a_subset_of_several_labels_an_image_has_one_of_every_stratum():
     for amount in (len(np.unique(groups)), 40, 0.3):
         chosen = subset(np.arange(300), labels, amount, seed=1)
         assert set(groups[chosen]) == set(groups)
+
+
+def test_a_prepared_set_at_an_address_is_the_one_that_was_copied_there(
+    prepared, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HPT_JAX_CACHE", str(tmp_path))
+    there, address = fsspec.filesystem("memory"), "memory://bucket-of-tfds/sets"
+    for path in prepared.rglob("*"):
+        if path.is_file():
+            there.pipe_file(f"{address}/{path.relative_to(prepared)}", path.read_bytes())
+    name, lines = "tfds:hpt_tiny/plain", []
+    assert inspect(name, address) is None  # it is not copied for a look
+    prepare(name, address, lines.append)
+    assert not lines
+    assert fingerprint_of(name, address) == fingerprint_of(name, str(prepared))
+    here, dataset = open_dataset(name, str(prepared)), open_dataset(name, address)
+    np.testing.assert_array_equal(dataset.labels, here.labels)
+    for index in range(3):
+        np.testing.assert_array_equal(dataset.images.read(index), here.images.read(index))
+    (copy,) = tmp_path.glob("copy-*/files/hpt_tiny")
+    assert [path.name for path in copy.iterdir()] == ["plain"]

@@ -197,6 +197,7 @@ def test_mistakes_are_named(study, tmp_path, capsys, monkeypatch):
     assert "--submit slurm" in refused(capsys, *study, "--slurm.time=9")
     assert "'--submit'" in refused(capsys, *study, "--sumbit=slurm")
     assert refused(capsys, *study, "--config.arms.T=nix").startswith("arms.T")
+    assert "that the jobs share" in refused(capsys, *study, "--workdir=s3://bucket/run")
     (tmp_path / "data").rename(tmp_path / "moved")
     assert refused(capsys, *study).startswith("stages.base.dataset = 'folder:base'")
     assert not (tmp_path / "w").exists()

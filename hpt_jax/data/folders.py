@@ -8,7 +8,7 @@ import hashlib
 import os
 import pathlib
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -142,6 +142,29 @@ def fingerprint_of_folder(name: str, root: str) -> str | None:
     """The fingerprint that `open_folder` would give, or None where there are no images."""
     files = _image_files(name, root)[0] if os.path.isdir(root) else []
     return _folder_fingerprint(files, labels_csv.content_of(root)) if files else None
+
+
+def may_read(path: str) -> bool:
+    """Whether a file may belong to a set, by its path below the folder."""
+    name = path.rpartition("/")[2]
+    if any(part.startswith(".") for part in path.split("/")):
+        return False
+    suffix = os.path.splitext(name)[1]
+    known = name.lower().endswith(SUFFIXES + dicom.SUFFIXES)
+    return known or path == labels_csv.NAME or suffix in ("", ".") or suffix[1:].isdecimal()
+
+
+def fingerprint_of_listing(sizes: Mapping[str, int], table: bytes | None) -> str | None:
+    """The fingerprint that a folder of such files would have; None where it takes more to tell.
+
+    Args:
+      sizes: bytes of each file that `may_read` has let through, by its path.
+      table: the content of its `labels.csv`, if it has one.
+    """
+    suffixes = SUFFIXES + (dicom.SUFFIXES if dicom.installed() else ())
+    files = [one for one in sorted(sizes.items()) if one[0].lower().endswith(suffixes)]
+    unsure = dicom.installed() and len(files) + (table is not None) < len(sizes)
+    return _folder_fingerprint(files, table) if files and not unsure else None
 
 
 def _no_images(name: str, root: str, left_out: int) -> UserError:

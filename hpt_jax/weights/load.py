@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 from numpy.typing import ArrayLike
 
-from hpt_jax import checkpoints
+from hpt_jax import checkpoints, remote
 from hpt_jax.errors import UserError
 from hpt_jax.models.backbone import Backbone, abstract_backbone, init_backbone
 from hpt_jax.models.resnet import STEMS, ResNet
@@ -92,7 +92,7 @@ def load(path: str, field: str = "init", prefix: str | None = None) -> Weights:
         )
     file = _locate(path, field)
     if file is None:
-        fix = "(not found) Check the path; of names and addresses nothing is downloaded."
+        fix = "(not found) Check the path; of names nothing is downloaded."
         raise UserError(field, path, files.EXPECTED, fix)
     content = files.read(file, field)
     found = dialects.find(content, prefix, field, path)
@@ -358,7 +358,12 @@ def _check_timm(config: Mapping[str, Any], fitting: list[str], field: str, sourc
 
 
 def _path(path: str) -> Path:
-    """With the user's home for ~, which a shell leaves alone behind an equals sign."""
+    """With the user's home for ~, which a shell leaves alone behind an equals sign.
+
+    Of what is at an address the path of a copy.
+    """
+    if remote.is_address(path):
+        return remote.weights(path)
     return Path(os.path.expanduser(path))
 
 
