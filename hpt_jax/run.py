@@ -206,7 +206,9 @@ def follow(
         asked = make_plan(config, overrides, display, Path(follower.scratch))
         options = asked.config.parallel
         devices = parallel.make_devices(options.devices, options.map, options.deterministic)
-        return asked, devices, Library(asked.config.data_dir, devices.own, display)
+        # It has no workdir, but what was read of large sets must not be read at every start.
+        scans = remote.cache() / "scans"
+        return asked, devices, Library(asked.config.data_dir, devices.own, display, scans)
 
     while True:
         wanted = follower.next()

@@ -34,6 +34,16 @@ MODULES: dict[str, tuple[str, ...]] = {
         "augment.views",
     ),
     "Training": ("moco", "bn_statistics", "training", "pretrain", "parallel", "checkpoints"),
+    "Scale": (
+        "processes",
+        "share",
+        "lease",
+        "jobs",
+        "remote",
+        "mirror",
+        "forecast.chips",
+        "forecast.rows",
+    ),
     "Networks": ("models.resnet", "models.batch_norm", "models.heads"),
     "Evaluation": (
         "evaluate.evaluations",
