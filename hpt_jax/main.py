@@ -119,11 +119,11 @@ def run_command(
       UserError: a user's mistake.
       Interrupted: as asked by a signal.
     """
-    from hpt_jax import run
+    from hpt_jax import follow, run
     from hpt_jax.processes import Follower
 
     if isinstance(team, Follower):
-        run.follow(asked, overrides, stop, team)
+        follow.follow(asked, overrides, stop, team)
     run.run(
         asked,
         flags["--workdir"],

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,6 @@ from hpt_jax import (
     pictures,
     plan,
     pretrain,
-    processes,
     remote,
     resolve,
     share,
@@ -29,22 +29,46 @@ from hpt_jax import (
     workdir,
 )
 from hpt_jax.data import datasets
-from hpt_jax.errors import UserError
 from hpt_jax.evaluate import evaluations, features
 from hpt_jax.evaluate.subject import Subject
 from hpt_jax.library import Library, StageData
 from hpt_jax.lineage import lineage, words
 from hpt_jax.models.backbone import Backbone
-from hpt_jax.processes import Follower, Leader
+from hpt_jax.processes import Leader
 from hpt_jax.report import helped, page, results, tables
 from hpt_jax.report.live import Live
 from hpt_jax.report.tables import ResultRow
-from hpt_jax.signals import Interrupted, Stop
+from hpt_jax.signals import Stop
 from hpt_jax.telemetry.display import Display, Watch
 from hpt_jax.telemetry.writers import EventsWriter
-from hpt_jax.training import Training, make_model
+from hpt_jax.training import make_model
 from hpt_jax.weights import export, load
 from hpt_jax.workdir import StageFolder, stage_folder, write_json
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """What a run works with.
+
+    Attributes:
+      asked: the whole plan, whatever part of it is done here.
+      root: the workdir.
+      library: its images, on the devices of this process.
+      devices: of all processes that train together.
+      display: where lines and progress go.
+      stop: whether a signal has asked to stop.
+      live: the page, while the run goes on.
+      leader: of the processes that train together.
+    """
+
+    asked: plan.Plan
+    root: Path
+    library: Library
+    devices: parallel.Devices
+    display: Display
+    stop: Stop
+    live: Live
+    leader: Leader
 
 
 def run(
@@ -66,8 +90,7 @@ def run(
       display: where lines and progress go; the terminal by default.
       config_path: the file that the config is from, for the report; '': none.
       stop: whether a signal has asked to stop; by default none ever does.
-      leader: of the processes that train together, whose others `follow`; by default there are
-        none.
+      leader: of the processes that train together; by default there are no others (those `follow`).
       only: the ids of the stages to train and evaluate, after those that they start from; (): all,
         with the export, `results.csv` and the report.
 
@@ -133,8 +156,8 @@ def _run(
     if training or probes:
         display.line(estimate.time_left(part, root))
     live = Live(root, asked.config.name, display)
-    todo = tasks(part, asked, root, library, devices, display, stop, live, leader)
-    share.share(todo, display.line)
+    job = Job(asked, root, library, devices, display, stop, live, leader)
+    share.share(tasks(part, job), display.line)
     if only:
         return []
     # Else the results of a run that ends at the same moment could be left out.
@@ -143,92 +166,31 @@ def _run(
         return report(asked, root, display)
 
 
-def tasks(
-    part: plan.Plan,
-    asked: plan.Plan,
-    root: Path,
-    library: Library,
-    devices: parallel.Devices,
-    display: Display,
-    stop: Stop,
-    live: Live,
-    leader: Leader,
-) -> list[share.Task]:
+def tasks(part: plan.Plan, job: Job) -> list[share.Task]:
     """All training, parents first, then what is made of each stage that ends a run."""
 
     def training(stage: plan.Stage) -> share.Task:
-        folder = stage_folder(root, stage.id)
+        folder = stage_folder(job.root, stage.id)
         return share.Task(
             key=stage.id,
             before=plan.before(stage, part),
             folder=folder.path,
             is_done=lambda: folder.is_done,
-            do=lambda: run_stage(stage, asked, root, library, devices, display, stop, live, leader),
+            do=lambda: run_stage(stage, job),
         )
 
-    def judge(stage: plan.Stage) -> None:
-        if asked.config.target:
-            evaluate(stage, asked, root, library, devices.own, display, live)
-        else:
-            show_neighbours(stage, asked, root, library, devices.own, display)
-
     def judging(stage: plan.Stage) -> share.Task:
+        judge = evaluate if job.asked.config.target else show_neighbours
         return share.Task(
             key=f"{stage.id}, judged",
             before=frozenset({stage.id}),
-            folder=stage_folder(root, stage.id).path,
-            is_done=lambda: not handover.missing(stage, asked, root),
-            do=lambda: judge(stage),
+            folder=stage_folder(job.root, stage.id).path,
+            is_done=lambda: not handover.missing(stage, job.asked, job.root),
+            do=lambda: judge(stage, job),
         )
 
     ends = {one.stage.id: one.stage for one in part.runs}
     return [*map(training, part.stages), *map(judging, ends.values())]
-
-
-def follow(
-    config: Mapping[str, Any],
-    overrides: Sequence[tuple[str, str]],
-    stop: Stop,
-    follower: Follower,
-) -> NoReturn:
-    """Takes part in the steps of another process's stages; writes nothing, and ends with it.
-
-    Args:
-      config: as of `run`, and all else as there.
-      overrides: (dotted field, text) pairs.
-      stop: whether a signal has asked to stop.
-      follower: this process.
-    """
-    display = processes.Silent(follower)
-
-    @functools.cache
-    def opened() -> tuple[plan.Plan, parallel.Devices, Library]:
-        asked = make_plan(config, overrides, display, Path(follower.scratch))
-        options = asked.config.parallel
-        devices = parallel.make_devices(options.devices, options.map, options.deterministic)
-        # It has no workdir, but what was read of large sets must not be read at every start.
-        scans = remote.cache() / "scans"
-        return asked, devices, Library(asked.config.data_dir, devices.own, display, scans)
-
-    while True:
-        wanted = follower.next()
-        try:
-            asked, devices, library = opened()
-            stage = next((one for one in asked.stages if one.id == wanted), None)
-            if stage is None:
-                has = ", ".join(one.id for one in asked.stages)
-                expected = f"the stage {wanted}, which process 0 trains, but here it has {has}"
-                fix = "Give all processes the same images, weights and versions."
-                raise UserError("the plan", None, expected, fix)
-            data = library.of_stage(stage)
-        except UserError as error:
-            follower.refuse(error.mistakes)
-            continue
-        assert data is not None
-        follower.ready(wanted)
-        training = Training(stage, data, devices)
-        with contextlib.suppress(Interrupted):  # the first process ends all, once it has saved
-            pretrain.follow(training, asked.config.log_every_steps, follower, stop)
 
 
 def make_plan(
@@ -278,36 +240,25 @@ def make_plan(
     return plan.make_plan(resolved, fingerprint, load.fingerprint)
 
 
-def run_stage(
-    stage: plan.Stage,
-    asked: plan.Plan,
-    root: Path,
-    library: Library,
-    devices: parallel.Devices,
-    display: Display,
-    stop: Stop,
-    live: Live,
-    leader: Leader,
-) -> None:
+def run_stage(stage: plan.Stage, job: Job) -> None:
     """Starts from the parent's backbone, writes the lineage, trains to the end."""
-    folder, config = stage_folder(root, stage.id), asked.config
-    data = library.of_stage(stage)
+    folder, config = stage_folder(job.root, stage.id), job.asked.config
+    devices, display, data = job.devices, job.display, job.library.of_stage(stage)
     display.line(f"{stage.id}: {words(stage)}, seed {stage.seed}{_recipe(stage)}")
 
     def begin() -> Backbone:
         with display.working(f"{stage.id}: making what it starts from"):
-            initial, proof = handover.initial_backbone(stage, root, data, devices)
+            initial, proof = handover.initial_backbone(stage, job.root, data, devices)
         write_json(folder.lineage, lineage(stage, data, initial, proof))
         for line in proof.lines() if proof else ():
             display.line(line)
-        before = plan.before_file(stage, asked)
-        if data and before and stage in [one.stage for one in asked.runs]:
-            path, own = folder.path / before, devices.own
-            shown = _write_neighbours(path, stage, initial, data, own, display)
+        before = plan.before_file(stage, job.asked)
+        if data and before and stage in [one.stage for one in job.asked.runs]:
+            shown = _write_neighbours(folder.path / before, stage, initial, data, job)
             _to_tensorboard(folder, 0, shown)
         return initial
 
-    branch.branch(stage, root, display.line)
+    branch.branch(stage, job.root, display.line)
     if handover.has_lost_its_lineage(folder):
         begin()
     saving = pretrain.Saving(
@@ -317,9 +268,10 @@ def run_stage(
         config.keep_checkpoints,
         config.keep_every_steps,
     )
-    refresh = functools.partial(live.refresh, stage)
+    refresh = functools.partial(job.live.refresh, stage)
     refresh()
     labelled = stage.config.dataset == config.target and config.metric == "top1"
+    stop, leader = job.stop, job.leader
     pretrain.run_stage(
         stage, folder, data, begin, devices, saving, display, stop, labelled, refresh, leader
     )
@@ -337,24 +289,17 @@ def _recipe(stage: plan.Stage) -> str:
     )
 
 
-def evaluate(
-    stage: plan.Stage,
-    asked: plan.Plan,
-    root: Path,
-    library: Library,
-    devices: parallel.Devices,
-    display: Display,
-    live: Live,
-) -> None:
+def evaluate(stage: plan.Stage, job: Job) -> None:
     """Each evaluation of a backbone that has no result yet; the stage is held."""
-    folder, config = stage_folder(root, stage.id), asked.config
-    missing = handover.missing(stage, asked, root)
+    folder, config = stage_folder(job.root, stage.id), job.asked.config
+    asked, display = job.asked, job.display
+    missing = handover.missing(stage, asked, job.root)
     with display.working(f"{stage.id}: reading its backbone"):
         backbone = load.load_stage(folder)
     low, high = (int(value) for value in backbone.pixel_window)
-    data = library.target(config.target, stage, (low, high) if high else None)
+    data = job.library.target(config.target, stage, (low, high) if high else None)
     subject = Subject(
-        model=make_model(stage.config.model, devices),
+        model=make_model(stage.config.model, job.devices.own),
         backbone=backbone,
         feed=data.feed,
         splits=data.splits,
@@ -375,7 +320,7 @@ def evaluate(
         _to_tensorboard(folder, stage.steps, shown)
     files = plan.evaluation_files(stage, asked)
     for name in missing:
-        live.refresh(stage, name)
+        job.live.refresh(stage, name)
         steps = evaluations.steps(name, config, len(data.splits["train"]))
         first = "compiling" if steps else ""
         with display.progress(f"{stage.id}: {name}", steps, first=first) as update:
@@ -395,39 +340,27 @@ def _watch(stage: plan.Stage, display: Display) -> Watch:
     return lambda name, total: display.progress(f"{stage.id}: {name}", total)
 
 
-def show_neighbours(
-    stage: plan.Stage,
-    asked: plan.Plan,
-    root: Path,
-    library: Library,
-    devices: parallel.Devices,
-    display: Display,
-) -> None:
+def show_neighbours(stage: plan.Stage, job: Job) -> None:
     """The nearest neighbours by a stage's backbone among its own images; no label is needed."""
-    folder, data = stage_folder(root, stage.id), library.of_stage(stage)
+    folder, data = stage_folder(job.root, stage.id), job.library.of_stage(stage)
     assert data is not None
-    path = folder.path / plan.neighbours_file(stage, asked)
-    shown = _write_neighbours(path, stage, load.load_stage(folder), data, devices, display)
+    path = folder.path / plan.neighbours_file(stage, job.asked)
+    shown = _write_neighbours(path, stage, load.load_stage(folder), data, job)
     _to_tensorboard(folder, stage.steps, shown)
 
 
 def _write_neighbours(
-    path: Path,
-    stage: plan.Stage,
-    backbone: Backbone,
-    data: StageData,
-    devices: parallel.Devices,
-    display: Display,
+    path: Path, stage: plan.Stage, backbone: Backbone, data: StageData, job: Job
 ) -> np.ndarray:
     asked, config = pictures.question(data, labelled=False), stage.config
     found = features.extract(
-        make_model(config.model, devices),
+        make_model(config.model, job.devices.own),
         backbone,
         data.feed,
         asked.rows,
         config.image_size,
         config.input.center_crop,
-        _watch(stage, display),
+        _watch(stage, job.display),
     )
     return pictures.write_neighbours(path, found, asked, data, config)
 
