@@ -86,9 +86,11 @@ def test_the_largest_batch_is_of_those_compiled():
     fits, fails = (dataclasses.replace(ROW, images_per_chip=count) for count in (64, 128))
     fails = dataclasses.replace(fails, memory_bytes=17 * GIB)
     other = dataclasses.replace(ROW, topology="v4:2x2x1", problem="the compiler crashed")
-    assert rows.largest([ROW, fits, fails, other]) == [
+    refused = dataclasses.replace(ROW, topology="v6e:2x2", problem="RESOURCE_EXHAUSTED: no memory")
+    assert rows.largest([ROW, fits, fails, other, refused]) == [
         "v5e:2x2: the most that fits, of those compiled: 64 images a chip (128 do not)",
         "v4:2x2x1: the most that fits, of those compiled: none",
+        "v6e:2x2: the most that fits, of those compiled: none (32 do not)",
     ]
 
 

@@ -16,6 +16,7 @@ from hpt_jax.workdir import make_folder, read_json, write_json
 
 # Of the best possible speed; what a run may reach. A guess, no step was timed on these chips.
 EFFICIENCY = 0.4
+_TOO_LARGE = "RESOURCE_EXHAUSTED"  # in what XLA says where the memory is too small
 _BOUNDS = ("compute", "HBM", "the links between chips")
 
 
@@ -160,9 +161,11 @@ def largest(rows: Sequence[Row]) -> list[str]:
     """For each topology the largest batch that fits, of those compiled."""
     lines = []
     for topology in dict.fromkeys(row.topology for row in rows):
-        own = [row for row in rows if row.topology == topology and not row.problem]
+        own = [row for row in rows if row.topology == topology]
         fitting = [row.images_per_chip for row in own if row.fits]
-        larger = sorted(row.images_per_chip for row in own if not row.fits)
+        # A compiler may say it itself; one that crashed or took too long says nothing.
+        tried = [row for row in own if not row.problem or _TOO_LARGE in row.problem]
+        larger = sorted(row.images_per_chip for row in tried if not row.fits)
         text = f"{max(fitting)} images a chip" if fitting else "none"
         if larger:
             text += f" ({larger[0]} do not)"
