@@ -182,7 +182,10 @@ def test_metrics_that_are_no_rows_of_numbers_are_refused(tmp_path, text):
 
 
 def test_only_labels_are_the_wall_clocks():
-    """TensorBoard wants to know when, a running page says it; else no clock may change a thing."""
+    """TensorBoard wants to know when, a running page and a lease say it; else no clock counts.
+
+    A service may tell the versions of a file by its time there.
+    """
     package = Path(hpt_jax.__file__).parent
     wall = re.compile(
         r"\btime\.(?:time|time_ns|ctime|localtime|gmtime|strftime)\(|datetime|mtime\b"
@@ -193,9 +196,12 @@ def test_only_labels_are_the_wall_clocks():
         for line in path.read_text().splitlines()
         if wall.search(line)
     ]
-    assert len(found) == 2, found
-    assert found[0] == 'live.py: return time.strftime("%Y-%m-%d %H:%M:%S")'
-    assert found[1].startswith("writers.py: self._records.write(self._event(wall_time=time.time()")
+    assert len(found) == 4, found
+    live, lease, version, writer = sorted(found)
+    assert live == 'live.py: return time.strftime("%Y-%m-%d %H:%M:%S")'
+    assert lease == 'mirror.py: since = time.strftime("%Y-%m-%d %H:%M:%S %z")'
+    assert version.startswith("remote.py: keys = (")
+    assert writer.startswith("writers.py: self._records.write(self._event(wall_time=time.time()")
 
 
 def test_the_parameter_overview_counts_every_parameter(tmp_path):

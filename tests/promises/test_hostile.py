@@ -578,7 +578,7 @@ def test_no_code_runs_what_it_reads() -> None:
                 ran.append((path.relative_to(PACKAGE).as_posix(), "subprocess"))
         for name, call in calls(tree):
             given = {one.arg: ast.unparse(one.value) for one in call.keywords}
-            assert name not in LOADERS, path
+            assert name not in LOADERS or (path.name, name) == ("measure.py", "pickle.load"), path
             assert given.get("allow_pickle") in (None, "False")
             assert given.get("shell") in (None, "False")
             if name == "torch.load":
@@ -590,10 +590,15 @@ def test_no_code_runs_what_it_reads() -> None:
             if name.startswith("pickle."):
                 ran.append((path.relative_to(PACKAGE).as_posix(), name))
     # A config file is a program; detectron2's format is a pickle, which is written and never read;
-    # a job of a scheduler runs the command that was submitted.
+    # a job of a scheduler runs the command that was submitted; a forecast tells the process that
+    # compiles what to compile, through a pipe.
     assert sorted(ran) == [
         ("config.py", "compile"),
         ("config.py", "exec"),
+        ("forecast/measure.py", "pickle.dumps"),
+        ("forecast/measure.py", "pickle.dumps"),
+        ("forecast/measure.py", "pickle.load"),
+        ("forecast/measure.py", "subprocess"),
         ("jobs.py", "subprocess"),
         ("weights/export.py", "pickle.dumps"),
     ]
