@@ -126,7 +126,10 @@ class Devices:
         return self.replicate(_on_data(multihost_utils.broadcast_one_to_all, host))
 
     def widened(self, tree: Any) -> Any:
-        """Arrays that every process has on its `own` devices, as arrays on all devices."""
+        """Arrays that every process has on its `own` devices, as arrays on all devices.
+
+        What comes out of pmap is of the first kind, where shard_map gives the second.
+        """
         return _placed_again(tree, self.replicated)
 
     def narrowed(self, tree: Any) -> Any:

@@ -174,7 +174,7 @@ def train(
             since = time.monotonic() - last_save
             if asked or branches or done == steps or _due(saving, done, since):
                 _check_finite(carry, training, folder, saver)  # so that every checkpoint is good
-                saver.save(done, saved(carry))
+                saver.save(done, training.devices.widened(saved(carry)))
                 last_save = time.monotonic()
             if asked:
                 stop.ask(asked)  # as another process may have been

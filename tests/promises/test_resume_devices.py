@@ -69,7 +69,7 @@ def test_a_run_goes_on_with_other_devices_as_if_it_had_not_been_stopped(
                     np.testing.assert_array_equal(got[name], value, err_msg=f"{part} {name}")
 
     expected_rows, rows = read_metrics(whole.metrics), read_metrics(moved.metrics)
-    assert [row["step"] for row in rows] == ["2", "4", "5"]
+    assert [row["step"] for row in rows] == [2, 4, 5]
     for expected_row, row in zip(expected_rows, rows, strict=True):
         assert row.keys() == expected_row.keys()
         for name, text in expected_row.items():

@@ -198,11 +198,12 @@ def nobody_else_wrote(workdir: Path) -> bool:
     return not list(workdir.parent.glob("unused-*"))
 
 
+@pytest.mark.parametrize("mapping", ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_two_processes_of_two_devices_equal_one_process_of_one_device(
-    config: Path, alone: Path, tmp_path: Path
+    config: Path, alone: Path, tmp_path: Path, mapping: str
 ) -> None:
-    workdir = tmp_path / "two"
-    with started(config, workdir, processes=2, devices=2) as run:
+    workdir, flags = tmp_path / "two", [f"--config.parallel.map={mapping}"]
+    with started(config, workdir, processes=2, devices=2, flags=flags) as run:
         assert run.ends() == [0, 0], run.told(0) + run.told(1)
         assert "results:" in run.told(0)
         assert "results" not in run.told(1)
