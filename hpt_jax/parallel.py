@@ -104,6 +104,11 @@ class Devices:
         """The sharding of state: the same on every device."""
         return NamedSharding(self.mesh, P())
 
+    @property
+    def sharded(self) -> NamedSharding:
+        """The sharding of a batch: its leading axis is cut over the devices."""
+        return NamedSharding(self.mesh, P(AXIS))
+
     def replicate(self, tree: Any) -> Any:
         """Puts a tree of arrays on every device; each process has the same to give."""
         if len(self.processes) == 1:
@@ -143,11 +148,12 @@ class Devices:
 
     def shard(self, batch: Any) -> Any:
         """Cuts the leading axis of this process's part over its devices (which must divide it)."""
-        sharding = NamedSharding(self.mesh, P(AXIS))
         if self.mapping == "pmap":
             local = self.count // len(self.processes)
             batch = jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(self.sharded, x), batch
+        )
 
     def gather(self, batch: Any) -> Any:
         """The host arrays of a sharded output, the inverse of `shard`; of one process's devices."""
@@ -218,15 +224,19 @@ def make_devices(
         in a process that has not asked for its devices yet.
 
     Raises:
-      UserError: if there are fewer.
+      UserError: if there are fewer, or it is too late to compute the same bits.
     """
-    if deterministic:
+    flags, own = os.environ.get("XLA_FLAGS", ""), "--xla_gpu_deterministic_ops=true"
+    late = deterministic and own not in flags
+    if late:
         # XLA then also leaves out autotuning, which may choose other kernels in another process.
-        flags, own = os.environ.get("XLA_FLAGS", ""), "--xla_gpu_deterministic_ops=true"
-        if own not in flags:
-            os.environ["XLA_FLAGS"] = f"{flags} {own}"
+        os.environ["XLA_FLAGS"] = f"{flags} {own}"
     available = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     processes = jax.process_count()
+    if late and processes > 1:
+        expected = "one process: several have asked for their devices when they read it"
+        fix = f"Set XLA_FLAGS={own} in the environment of each."
+        raise UserError("parallel.deterministic", True, expected, fix)
     if count > len(available) or count % processes:
         several = f", and a multiple of the {processes} processes" if processes > 1 else ""
         where = "all processes" if processes > 1 else "this machine"

@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from hpt_jax import bn_statistics, moco, plan
 from hpt_jax import config as config_lib
@@ -23,7 +21,7 @@ from hpt_jax.data.order import batch_indices
 from hpt_jax.library import StageData
 from hpt_jax.models.backbone import Backbone, abstract_backbone, jit_once
 from hpt_jax.models.resnet import ResNet
-from hpt_jax.parallel import AXIS, Devices
+from hpt_jax.parallel import Devices
 
 # A method is a module with METRICS and five functions as in `moco.py`: make_settings, init,
 # plan_batch, train_step and, for pictures of its query and key views, distorted. A new one is a
@@ -187,20 +185,20 @@ def traced_step(
     planned = method.plan_batch(settings, 0, 0, np.arange(settings.batch_size), side)
     view = (settings.batch_size, settings.image_size, settings.image_size, channels)
 
-    def shaped(shape: tuple[int, ...], dtype: Any, spec: P) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(devices.mesh, spec)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    def shaped(shape: tuple[int, ...], dtype: Any, place: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
     batch = {
-        name: shaped(view, jnp.uint8, P(AXIS))
+        name: shaped(view, jnp.uint8, devices.sharded)
         if isinstance(one, loader.Crops)
-        else shaped(one.shape, one.dtype, P(AXIS))
+        else shaped(one.shape, one.dtype, devices.sharded)
         for name, one in planned.items()
     }
     carry = jax.tree.map(
-        lambda x: shaped(x.shape, x.dtype, P()), abstract_carry(method, settings, channels)
+        lambda x: shaped(x.shape, x.dtype, devices.replicated),
+        abstract_carry(method, settings, channels),
     )
-    rate = shaped((), carry.totals["count"].dtype, P())
+    rate = shaped((), carry.totals["count"].dtype, devices.replicated)
     program: Any = _compiled_step(method, settings, devices)
     return program.trace(carry, batch, rate)
 

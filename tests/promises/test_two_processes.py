@@ -297,6 +297,12 @@ def test_a_process_that_does_not_come_is_named_to_all_that_did(
     [
         # Found before training, by the first.
         (["--config.batch_size=7"], [], "batch_size = 7"),
+        pytest.param(
+            ["--config.parallel.deterministic=True"],
+            [],
+            "XLA_FLAGS=--xla_gpu_deterministic_ops=true",
+            marks=pytest.mark.slow,
+        ),
         # Found when they meet.
         ([], ["--config.batch_size=32"], "the command"),
     ],
