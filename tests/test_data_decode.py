@@ -12,7 +12,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hpt_jax.data import decode as decode_lib
 from hpt_jax.data.decode import decode
@@ -328,6 +328,71 @@ def test_a_reduced_jpeg_is_turned_as_its_exif_tag_says():
     exif = Image.Exif()
     exif[0x0112] = 6
     assert decode(jpeg(200, 320, exif=exif), "a", 100).shape == (160, 100, 3)
+
+
+def by_pillow(content):
+    """What Pillow makes of a JPEG; None where it refuses."""
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+            upright = ImageOps.exif_transpose(image)
+            pixels = np.asarray(upright if upright.mode == "L" else upright.convert("RGB"))
+    except Exception:
+        return None
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def jpegs(count):
+    """Small JPEGs of all kinds: grey, RGB, CMYK, sampled each way, turned, progressive ..."""
+    rng = np.random.default_rng(0)
+    for turn in range(count):
+        height, width = rng.integers(1, 70, 2)
+        smooth = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+        image = Image.fromarray(smooth).resize((width, height), Image.Resampling.BICUBIC)
+        image = image.convert(("L", "RGB", "RGB", "RGB", "CMYK")[turn % 5])
+        more = {"keep_rgb": True} if turn % 5 == 3 else {}
+        if turn % 5 in (1, 2):
+            more["subsampling"] = int(rng.integers(3))
+        exif = Image.Exif()
+        exif[0x0112] = int(rng.integers(10))
+        file = io.BytesIO()
+        image.save(
+            file,
+            "JPEG",
+            quality=int(rng.integers(5, 100)),
+            progressive=bool(turn % 3 == 0),
+            restart_marker_blocks=int(rng.integers(4)),
+            exif=exif,
+            **more,
+        )
+        yield file.getvalue()
+
+
+def test_the_pixels_of_every_jpeg_are_pillows():
+    for content in jpegs(200):
+        np.testing.assert_array_equal(decode(content, "a"), by_pillow(content))
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow tells of damaged EXIF
+def test_of_a_damaged_jpeg_comes_what_pillow_makes_of_it():
+    rng = np.random.default_rng(0)
+    outcomes = {True: 0, False: 0}
+    for turn, whole in enumerate(jpegs(1500)):
+        content, place = bytearray(whole), int(rng.integers(2, len(whole)))
+        if turn % 3 == 0:
+            del content[place:]
+        elif turn % 3 == 1:
+            del content[place : place + int(rng.integers(1, 20))]
+        else:
+            for other in rng.integers(len(content) >> int(rng.integers(3)), size=3):
+                content[other] = rng.integers(256)
+        expected = by_pillow(bytes(content))
+        outcomes[expected is None] += 1
+        if expected is None:
+            with pytest.raises(Unreadable):
+                decode(bytes(content), "a")
+        else:
+            np.testing.assert_array_equal(decode(bytes(content), "a"), expected)
+    assert min(outcomes.values()) > 300  # else the test would show one side only
 
 
 def test_threads_decode_alike():
