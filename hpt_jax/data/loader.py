@@ -100,15 +100,15 @@ def make_batch(
     for name, crops in views.items():
         for slot, row in enumerate(crops.rows):
             places[int(row)].append((name, slot))
-    made: dict[str, dict[int, np.ndarray]] = {name: {} for name in views}
+    made: dict[str, np.ndarray] = {}
     for row, shown in places.items():
         image = read(row)
         for name, slot in shown:
-            made[name][slot] = crop_and_resize(image, views[name].boxes[slot], image_size)
-    stacked = {
-        name: np.stack([cut[slot] for slot in range(len(cut))]) for name, cut in made.items()
-    }
-    return {name: stacked[name] if isinstance(one, Crops) else one for name, one in plan.items()}
+            view = crop_and_resize(image, views[name].boxes[slot], image_size)
+            if name not in made:
+                made[name] = np.empty((len(views[name].rows), *view.shape), np.uint8)
+            made[name][slot] = view
+    return {name: made[name] if isinstance(one, Crops) else one for name, one in plan.items()}
 
 
 def crop_and_resize(image: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
@@ -149,14 +149,14 @@ def _simd_resize(
         planes = [_simd_resize(image[:, :, [i]], size, box) for i in range(channels)]
         return np.concatenate(planes, axis=-1)
     left, top, right, bottom = box
+    kind = simd.PixelType[f"U8x{channels}" if channels > 1 else "U8"]
     options = simd.ResizeOptions(
         simd.ResizeAlg.convolution(simd.FilterType.bilinear),
         use_alpha=False,  # whatever the second or fourth channel is
         crop_box=simd.CropBox(left, top, right - left, bottom - top),
     )
-    kind = simd.PixelType[f"U8x{channels}" if channels > 1 else "U8"]
     resized = simd.ImageData(size, size, kind)
-    # A resizer lets one thread in at a time.
+    # Each its own: a resizer lets one thread in at a time.
     simd.Resizer().resize(simd.ImageData(width, height, kind, image.tobytes()), resized, options)
     return np.frombuffer(resized.get_buffer(), np.uint8).reshape(size, size, channels)
 
