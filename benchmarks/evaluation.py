@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import io
 import itertools
-import tempfile
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -57,7 +57,7 @@ KNN_IMAGES, KNN_FEATURES = 20_000, 128
 
 def rows(asked: command.Asked) -> Iterator[Measured | Skipped]:
     """The rows of this part."""
-    yield Measured("features_computed", features_computed())
+    yield Measured("features_computed", features_computed(asked))
     for classes in (7, 45):
         for width, network in WIDTHS.items():
             together, in_turn = probes(width, classes)
@@ -73,7 +73,7 @@ def rows(asked: command.Asked) -> Iterator[Measured | Skipped]:
     yield Measured("knn_similarities_held", *knn_bytes())
 
 
-def features_computed() -> int:
+def features_computed(asked: command.Asked) -> int:
     """How often a row of the target goes through one backbone, at most."""
     config = default_config()
     config.update(name="features", seeds=(0,), batch_size=32, image_size=16)
@@ -91,10 +91,10 @@ def features_computed() -> int:
         return extract(model, backbone, feed, shown, *rest)
 
     quiet = Display(Console(file=io.StringIO()))
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(features, "extract", counted),
-    ):
+    # Kept, since the process goes on with its compilation cache.
+    folder = asked.out / "features"
+    shutil.rmtree(folder, ignore_errors=True)
+    with mock.patch.object(features, "extract", counted):
         run.run(config, folder, display=quiet)
     return max(seen.values())
 
