@@ -18,7 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from hpt_jax.workdir import make_folder, read_json, write_json
 
-MIN_SECONDS = 0.5  # of compiling, that are worth an entry
+MIN_SECONDS = 0.1  # of compiling, that are worth an entry
 _ZSTD = b"\x28\xb5\x2f\xfd"  # which JAX takes where Python or a package has it
 
 

@@ -32,8 +32,9 @@ def _forward(model: config_lib.Model, image_size: int) -> tuple[float, int]:
     net = ResNet(model.arch, model.width, model.stem, model.stem_stride)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     rng = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(lambda key, x: net.init(key, x, False), rng, image)
-    jaxpr = jax.make_jaxpr(lambda v, x: net.apply(v, x, False))(variables, image)
+    # Making the weights takes a forward pass.
+    traced = jax.make_jaxpr(lambda key, x: net.init(key, x, False), return_shape=True)
+    jaxpr, variables = traced(rng, image)
     flops = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":

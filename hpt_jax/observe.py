@@ -214,19 +214,23 @@ def _compiled(method: ModuleType, settings: Any, devices: Devices) -> Callable[.
         rows = batch["query"].shape[0]
         slots = lax.axis_index(AXIS) * rows + jnp.arange(rows)
 
+        # Both are compiled as part of the program; so they are traced once for all views.
+        @jax.jit
         def features(images: jax.Array) -> jax.Array:
             images = photometric.normalize(images, backbone.pixel_mean, backbone.pixel_std)
             found: jax.Array = settings.model.apply(backbone.variables, images, train=False)
             return found
 
-        def distorted(name: str, slots: jax.Array, view: int) -> jax.Array:
+        @jax.jit
+        def distorted(images: jax.Array, slots: jax.Array, view: int) -> jax.Array:
             def one(image: jax.Array, slot: jax.Array) -> jax.Array:
                 return method.distorted(settings, rng, number, image, slot, view)
 
-            return jax.vmap(one)(batch[name], slots)
+            return jax.vmap(one)(images, slots)
 
         plain = batch["plain"].astype(jnp.promote_types(jnp.float32, settings.model.dtype)) / 255
-        views = plain, distorted("query", slots, 0), distorted("key", batch["key_slots"], 1)
+        query = distorted(batch["query"], slots, 0)
+        views = plain, query, distorted(batch["key"], batch["key_slots"], 1)
         return tuple(features(view) for view in views)
 
     return devices.map(program, (False, False, False, True), sharded_out=True, donate=False)

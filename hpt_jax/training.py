@@ -205,8 +205,9 @@ def traced_step(
 
 @functools.cache
 def _abstract_state(method: ModuleType, settings: Any, channels: int) -> Any:
-    init = functools.partial(method.init, settings)
-    return jax.eval_shape(init, jax.random.key(0), abstract_backbone(settings.model, channels))
+    key = jax.eval_shape(jax.random.key, 0)
+    backbone = abstract_backbone(settings.model, channels)
+    return jax.eval_shape(_compiled_init(method, settings), key, backbone)
 
 
 def _zeros(leaf: Any) -> jax.Array:

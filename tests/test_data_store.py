@@ -327,3 +327,11 @@ def test_depths_that_are_mixed_name_the_odd_one(first):
     images = [np.zeros((3, 3, 1), kind) for kind in (first, first, other)]
     with pytest.raises(UserError, match=r"file2\.png has (8|16)"):
         load(dataset_of(*images))
+
+
+def test_reading_that_is_left_early_reads_little_more():
+    asked = []
+    results = store_lib._in_threads(lambda item: asked.append(item) or item, range(10_000))
+    assert [next(results), next(results)] == [0, 1]
+    results.close()
+    assert len(asked) < 1000

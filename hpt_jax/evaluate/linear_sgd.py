@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -27,6 +27,8 @@ from hpt_jax.evaluate.selection import Best, Selection
 
 MOMENTUM = 0.9
 WEIGHT_STD = 0.01
+# The default precision of accelerators would lose what a rate of 30 amplifies.
+_EXACT = jax.lax.Precision.HIGHEST
 
 Probe = dict[str, Any]  # {'weights': [d, classes], 'bias': [classes]}
 
@@ -65,20 +67,22 @@ def train(
     """
     grid = list(itertools.product(settings.seeds, settings.learning_rates, settings.weight_decays))
     starts = [init((seed, own), val_features.shape[1], classes) for own, _, _ in grid]
-    probes = jax.tree.map(lambda *one: jnp.stack(one), *starts)
+    probes = {
+        "weights": jnp.stack([one["weights"].T for one in starts]),  # [k, classes, d]
+        "bias": jnp.stack([one["bias"] for one in starts]),
+    }
     state = (probes, jax.tree.map(jnp.zeros_like, probes))
     rates, decays = (np.array([one[i] for one in grid], np.float32) for i in (1, 2))
-    update = _update()
     moments = [Best(settings.steps) for _ in grid]
     kept = list(starts)
     for done, (features, labels) in enumerate(batches, 1):
         rate = rates * np.float32(drop(settings, done - 1, settings.steps))
-        state, losses = update(state, jnp.asarray(features), jnp.asarray(labels), rate, decays)
+        state, losses = _update(state, jnp.asarray(features), jnp.asarray(labels), rate, decays)
         if done % settings.eval_every and done != settings.steps:
             continue
-        weights = jax.device_get(state[0])
+        now = jax.device_get(state[0])
         for number, loss in enumerate(np.asarray(losses)):
-            probe = jax.tree.map(lambda leaf, number=number: leaf[number], weights)
+            probe = {"weights": now["weights"][number].T, "bias": now["bias"][number]}
             found = scores(probe, val_features)
             # The loss is of the weights before this step.
             if not (np.isfinite(loss) and np.isfinite(found).all()):
@@ -135,32 +139,39 @@ def scores(probe: Probe, features: np.ndarray) -> np.ndarray:
 
 def loss_of(probe: Probe, features: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross-entropy of labels i32[n], or mean binary one of u8[n, classes]."""
-    # The default precision of accelerators would lose what a rate of 30 amplifies.
-    exact = jax.lax.Precision.HIGHEST
-    logits = jnp.matmul(features, probe["weights"], precision=exact) + probe["bias"]
+    logits = jnp.matmul(features, probe["weights"], precision=_EXACT) + probe["bias"]
     if labels.ndim == 2:
         return optax.sigmoid_binary_cross_entropy(logits, labels).mean()
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-@functools.cache
-def _update() -> Callable[..., tuple[tuple[Probe, Probe], jax.Array]]:
+def _losses(probes: Probe, features: jax.Array, labels: jax.Array) -> jax.Array:
+    """`loss_of` each of k stacked probes: f32[k]."""
+    weights, bias = probes["weights"], probes["bias"]
+    # One product for all, in the order in which neither it nor its gradient has to be transposed.
+    logits = jnp.matmul(weights.reshape(-1, weights.shape[-1]), features.T, precision=_EXACT)
+    logits = logits.reshape(*bias.shape, -1) + bias[:, :, None]  # [k, classes, n]
+    if labels.ndim == 2:
+        return optax.sigmoid_binary_cross_entropy(logits, labels.T).mean((1, 2))
+    labels = jnp.broadcast_to(labels, (len(bias), len(labels)))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels, axis=1)
+    return losses.mean(1)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _update(
+    state: tuple[Probe, Probe], features: jax.Array, labels: jax.Array, rates: Any, decays: Any
+) -> tuple[tuple[Probe, Probe], jax.Array]:
     """(probes, momenta), features, labels, rates [k], decays [k] -> after one step, and losses."""
 
-    def one(
-        probe: Probe, momentum: Probe, rate: Any, decay: Any, features: jax.Array, labels: jax.Array
-    ) -> tuple[Probe, Probe, jax.Array]:
-        loss, gradient = jax.value_and_grad(loss_of)(probe, features, labels)
-        momentum = jax.tree.map(
-            lambda m, g, p: MOMENTUM * m + g + decay * p, momentum, gradient, probe
-        )
-        return jax.tree.map(lambda p, m: p - rate * m, probe, momentum), momentum, loss
+    def each(factors: jax.Array, leaf: jax.Array) -> jax.Array:
+        return factors.reshape(-1, *[1] * (leaf.ndim - 1)) * leaf
 
-    def update(
-        state: tuple[Probe, Probe], features: jax.Array, labels: jax.Array, rates: Any, decays: Any
-    ) -> tuple[tuple[Probe, Probe], jax.Array]:
-        mapped = jax.vmap(one, (0, 0, 0, 0, None, None))
-        probes, momenta, losses = mapped(*state, rates, decays, features, labels)
-        return (probes, momenta), losses
-
-    return jax.jit(update, donate_argnums=0)
+    probes, momenta = state
+    losses, pull = jax.vjp(lambda probes: _losses(probes, features, labels), probes)
+    (gradients,) = pull(jnp.ones_like(losses))
+    momenta = jax.tree.map(
+        lambda m, g, p: MOMENTUM * m + g + each(decays, p), momenta, gradients, probes
+    )
+    probes = jax.tree.map(lambda p, m: p - each(rates, m), probes, momenta)
+    return (probes, momenta), losses

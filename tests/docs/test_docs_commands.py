@@ -25,7 +25,7 @@ EXCUSES = {
     "pip": "the CI script sets up environments with these extras",
     "pytest": "the CI script, and whoever asks for the longer ones, runs the tests",
     "tensorboard": "serves until it is stopped",
-    "python benchmarks/probes_at_once.py": "takes minutes to print a time, and promises none",
+    "python -m benchmarks.run": "takes minutes to print a time, and promises none",
     "python benchmarks/saving.py": "the same",
     "python benchmarks/broken_runs.py": "takes an hour, and sets of images that are not shipped",
     "python benchmarks/queues.py": "the same",
