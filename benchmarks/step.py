@@ -120,7 +120,8 @@ def theirs(case: Case) -> Callable[[], None]:
     import torch
 
     from benchmarks.moco_torch import Training
-    from tests.parity.oracle import Encoder, ResNet as TorchResNet
+    from tests.parity.oracle import Encoder
+    from tests.parity.oracle import ResNet as TorchResNet
 
     torch.manual_seed(0)
     backbone = TorchResNet(case.arch, case.width, case.stem, case.stem_stride)

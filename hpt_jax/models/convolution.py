@@ -36,9 +36,8 @@ def conv_general_dilated(
     Returns:
       [n, h', w', channels].
     """
-    plain = lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
-    assert rest["dimension_numbers"] == plain and rest["feature_group_count"] == 1
-    assert {*rest["lhs_dilation"], *rest["rhs_dilation"]} == {1}
+    assert rest["dimension_numbers"] == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
+    assert {*rest["lhs_dilation"], *rest["rhs_dilation"], rest["feature_group_count"]} == {1}
     return _convolve(lhs, rhs, tuple(window_strides), tuple(padding))
 
 
