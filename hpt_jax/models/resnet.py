@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from hpt_jax.models.batch_norm import BatchNorm, GroupLayout
+from hpt_jax.models.convolution import conv_general_dilated
 
 # Kaiming-normal over fan-in, as the original code initialises its convolutions and its head.
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -137,6 +138,7 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             param_dtype=jnp.promote_types(jnp.float32, self.dtype),
             kernel_init=kaiming_normal,
+            conv_general_dilated=conv_general_dilated,
             name=name,
         )(x)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
+BLOCKS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +68,14 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """A ResNet with torchvision's names, up to the mean over the last map."""
 
-    def __init__(self, arch: str, width: int = 64, stem: str = "imagenet") -> None:
+    def __init__(
+        self, arch: str, width: int = 64, stem: str = "imagenet", stem_stride: int = 2
+    ) -> None:
         super().__init__()
         bottleneck = arch == "resnet50"
         small = stem == "small"
-        self.conv1 = nn.Conv2d(
-            3, width, 3 if small else 7, 2, padding=1 if small else 3, bias=False
-        )
+        kernel = 3 if small else 7
+        self.conv1 = nn.Conv2d(3, width, kernel, stem_stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, padding=1)
         inner = width
