@@ -119,8 +119,11 @@ def _gradient_of_kernel(
         patches = _patches(part[0], kernel.shape[:2], strides, padding)
         return total + patches.reshape(-1, size).T @ part[1].reshape(-1, channels), None
 
-    parts = [a.reshape(images // some, some, *a.shape[1:]) for a in (x, gradient)]
-    total, _ = lax.scan(add, jnp.zeros((size, channels), x.dtype), tuple(parts))
+    def cut(whole: jax.Array) -> jax.Array:
+        return whole.reshape(images // some, some, *whole.shape[1:])
+
+    zero = jnp.zeros((size, channels), x.dtype)
+    total, _ = lax.scan(add, zero, (cut(x), cut(gradient)))
     return total.reshape(kernel.shape)
 
 
