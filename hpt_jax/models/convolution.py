@@ -18,6 +18,7 @@ from jax import lax
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Wider maps are convolved by XLA, and so are their gradients (benchmarks/NOTES.md).
 _TINY = 7  # pixels
+_FEW = 32  # numbers of a patch
 _AT_A_TIME = 4 * 2**20  # bytes of patches
 
 
@@ -83,7 +84,8 @@ def _native_gradients(
 
 
 def _by_products(x: jax.Array, kernel: jax.Array) -> bool:
-    return max(x.shape[1:3]) <= _TINY or kernel.shape[:2] == (1, 1)
+    small = max(x.shape[1:3]) <= _TINY or math.prod(kernel.shape[:-1]) <= _FEW
+    return small or kernel.shape[:2] == (1, 1)
 
 
 def _on_cpu(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.Array:
@@ -115,15 +117,12 @@ def _gradient_of_kernel(
     most = _AT_A_TIME // (math.prod(places) * size * x.dtype.itemsize)
     some = next(n for n in range(min(max(most, 1), images), 0, -1) if images % n == 0)
 
-    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        patches = _patches(part[0], kernel.shape[:2], strides, padding)
-        return total + patches.reshape(-1, size).T @ part[1].reshape(-1, channels), None
+    def add(turn: jax.Array, total: jax.Array) -> jax.Array:
+        cut = functools.partial(lax.dynamic_slice_in_dim, start_index=turn * some, slice_size=some)
+        patches = _patches(cut(x), kernel.shape[:2], strides, padding)
+        return total + patches.reshape(-1, size).T @ cut(gradient).reshape(-1, channels)
 
-    def cut(whole: jax.Array) -> jax.Array:
-        return whole.reshape(images // some, some, *whole.shape[1:])
-
-    zero = jnp.zeros((size, channels), x.dtype)
-    total, _ = lax.scan(add, zero, (cut(x), cut(gradient)))
+    total = lax.fori_loop(0, images // some, add, jnp.zeros((size, channels), x.dtype))
     return total.reshape(kernel.shape)
 
 
