@@ -341,12 +341,11 @@ def _in_turn(settings: Settings, fn: Callable[..., Any], rows: tuple[Any, ...], 
 
     def turn(total: Any, part: tuple[Any, ...]) -> tuple[Any, Any]:
         made, numbers = fn(*part)
-        return jax.tree.map(jnp.add, total, numbers), made
+        return jax.tree.map(lambda x, y: x + y / turns, total, numbers), made
 
     parts = jax.tree.map(lambda x: x.reshape(turns, -1, *x.shape[1:]), rows)
-    total, made = lax.scan(turn, jax.tree.map(jnp.zeros_like, like), parts)
-    made = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
-    return made, jax.tree.map(lambda x: x / turns, total)
+    mean, made = lax.scan(turn, jax.tree.map(jnp.zeros_like, like), parts)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made), mean
 
 
 @jax.named_scope("contrast")
