@@ -8,6 +8,7 @@ one more file with the same functions, and one line in `training.METHODS`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -221,27 +222,20 @@ def train_step(
     """
     rows = batch["query"].shape[0]
     first = lax.axis_index(AXIS) * rows
-    query_images = _prepare(settings, state, batch["query"], first + jnp.arange(rows), QUERY)
-    key_images = _prepare(settings, state, batch["key"], batch["key_slots"], KEY)
+    batch = {**batch, "query_slots": first + jnp.arange(rows)}
 
     params = {"backbone": state.backbone.params, "head": state.head}
     key_params = momentum_update(state.key_params, params, settings.momentum)
-    keys, key_batch_stats = _encode(settings, key_params, state.key_batch_stats, key_images)
+    keys, key_batch_stats = _keys(settings, state, key_params, batch)
     gathered = lax.all_gather((keys, batch["key_slots"], batch["images"]), AXIS, tiled=True)
     keys, images = unshuffle(*gathered[:2]), gathered[2]
     positives = lax.dynamic_slice_in_dim(keys, first, rows)
-    own = batch["images"][:, None] == state.queue_images
 
     trained, frozen = split_trainable(params, settings.trainable)
-
-    def loss_fn(trained: dict[str, Any]) -> tuple[jax.Array, tuple[Any, jax.Array, Any]]:
-        merged = traverse_util.unflatten_dict({**trained, **frozen})
-        queries, batch_stats = _encode(settings, merged, state.backbone.batch_stats, query_images)
-        masked = own if settings.mask_own_keys else None
-        loss, metrics = info_nce(queries, positives, state.queue, settings.temperature, masked)
-        return loss, (metrics, queries, batch_stats)
-
-    (_, (metrics, queries, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+    queries, (grads, batch_stats) = _queries(settings, state, trained, frozen, batch, positives)
+    own = batch["images"][:, None] == state.queue_images
+    masked = own if settings.mask_own_keys else None
+    _, metrics = info_nce(queries, positives, state.queue, settings.temperature, masked)
     others = batch["images"][:, None] != images
     metrics |= _of_the_queue(settings, state, queries, keys, own, others)
     moments = queries.mean(0), jnp.square(queries).mean(0)
@@ -274,6 +268,87 @@ def train_step(
     return next_state, metrics
 
 
+@jax.named_scope("keys")
+def _keys(
+    settings: Settings, state: State, params: Any, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, Any]:
+    """The keys [rows, dim] of a device's part of a batch, and the updated running statistics."""
+
+    def encoded(views: jax.Array, slots: jax.Array) -> tuple[jax.Array, Any]:
+        views = _prepare(settings, state, views, slots, KEY)
+        return _encode(settings, params, state.key_batch_stats, views)
+
+    return _in_turn(settings, encoded, (batch["key"], batch["key_slots"]), state.key_batch_stats)
+
+
+@jax.named_scope("queries")
+def _queries(
+    settings: Settings,
+    state: State,
+    trained: dict[Any, Any],
+    frozen: dict[Any, Any],
+    batch: dict[str, jax.Array],
+    positives: jax.Array,
+) -> tuple[jax.Array, tuple[dict[Any, Any], Any]]:
+    """The queries [rows, dim] of a device's part of a batch, and what they teach.
+
+    Args:
+      settings: static.
+      state: before the step.
+      trained: flat dict of the parameters that train.
+      frozen: of the others.
+      batch: as of `train_step`, with 'query_slots'.
+      positives: [rows, dim], the key of each query.
+
+    Returns:
+      The queries; the gradient of the mean loss, and the updated running statistics.
+    """
+
+    def taught(
+        views: jax.Array, slots: jax.Array, images: jax.Array, positives: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[Any, Any], Any]]:
+        views = _prepare(settings, state, views, slots, QUERY)
+        own = images[:, None] == state.queue_images if settings.mask_own_keys else None
+
+        def loss_fn(trained: dict[Any, Any]) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            params = traverse_util.unflatten_dict({**trained, **frozen})
+            queries, batch_stats = _encode(settings, params, state.backbone.batch_stats, views)
+            loss, _ = info_nce(queries, positives, state.queue, settings.temperature, own)
+            return loss, (queries, batch_stats)
+
+        grads, (queries, batch_stats) = jax.grad(loss_fn, has_aux=True)(trained)
+        return queries, (grads, batch_stats)
+
+    rows = batch["query"], batch["query_slots"], batch["images"], positives
+    return _in_turn(settings, taught, rows, (trained, state.backbone.batch_stats))
+
+
+def _in_turn(settings: Settings, fn: Callable[..., Any], rows: tuple[Any, ...], like: Any) -> Any:
+    """`fn` of a device's rows, of one batch-norm group after another where the layout says so.
+
+    Args:
+      settings: static.
+      fn: of some rows; returns some for each of them, and numbers to be averaged over groups.
+      rows: what it is given, each [rows, ...].
+      like: arrays of the shapes and dtypes of those numbers.
+
+    Returns:
+      What `fn` does, of all rows.
+    """
+    turns = settings.model.layout.turns
+    if turns == 1:
+        return fn(*rows)
+
+    def turn(total: Any, part: tuple[Any, ...]) -> tuple[Any, Any]:
+        made, numbers = fn(*part)
+        return jax.tree.map(lambda x, y: x + y / turns, total, numbers), made
+
+    parts = jax.tree.map(lambda x: x.reshape(turns, -1, *x.shape[1:]), rows)
+    mean, made = lax.scan(turn, jax.tree.map(jnp.zeros_like, like), parts)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made), mean
+
+
+@jax.named_scope("contrast")
 def _of_the_queue(
     settings: Settings,
     state: State,
@@ -334,6 +409,7 @@ def distorted(
     return views.distort(draws, image, settings.policy, dtype)
 
 
+@jax.named_scope("contrast")
 def info_nce(
     queries: jax.Array,
     positives: jax.Array,
@@ -455,6 +531,7 @@ def normalized(x: jax.Array) -> jax.Array:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True).clip(1e-12)
 
 
+@jax.named_scope("augmentation")
 def _prepare(
     settings: Settings, state: State, images: jax.Array, slots: jax.Array, view: int
 ) -> jax.Array:
@@ -471,7 +548,8 @@ def _encode(
     settings: Settings, params: Any, batch_stats: Any, images: jax.Array
 ) -> tuple[jax.Array, Any]:
     """Normalised embeddings in training mode, and the updated running statistics."""
-    features, updates = settings.model.apply(
+    model = settings.model.clone(layout=settings.model.layout.of_a_turn)
+    features, updates = model.apply(
         {"params": params["backbone"], "batch_stats": batch_stats},
         images,
         train=True,

@@ -98,7 +98,7 @@ def test_a_step_of_resnet50_costs_the_network_four_times_and_the_queue():
     head = 2 * (2048 * 2048 + 2048 * dim)
     # Key forward, query forward and both its gradients, but for that of the images.
     network = 4 * (forward + head) - first
-    # Logits, their gradient, and the same products once more for the measure of the queue; which
+    # Logits, their gradient, and the logits once more for each of two metrics; the queue's
     # multiplies with the batch's own keys as well.
-    contrast = 3 * 2 * dim * queue + 2 * dim * images
+    contrast = 4 * 2 * dim * queue + 2 * dim * images
     assert found == pytest.approx(images * (network + contrast), rel=1e-6)

@@ -161,3 +161,38 @@ def test_a_program_of_this_machines_compiler_is_read_as_well():
     text = jax.jit(looped).lower(jnp.zeros(1000)).compile().as_text()
     # Six sorts of 4000 bytes, read and written; what surrounds them is left to the compiler.
     assert 6 * 8000 <= hlo.traffic_of(text).hbm_bytes <= 3 * 6 * 8000
+
+
+def moves(*lines):
+    return hlo.moves_of(PROGRAM + HEAD + "".join(f"  {line}\n" for line in lines) + "}\n")
+
+
+def test_each_move_says_where_in_the_traced_program_it_is_from():
+    named = 'metadata={op_name="jit(step)/keys/add"}'
+    loop = (
+        "%loop = f32[16,128]{1,0:T(8,128)} while(%c), condition=%condition, body=%body",
+        f"%x = bf16[8,100]{{1,0:T(8,128)(2,1)}} negate(%a), {named}",
+    )
+    body, own = moves(*loop)
+    assert (body.name, body.op_name, body.traffic.hbm_bytes) == ("next", "", 3 * 2 * C)
+    assert (own.name, own.op_name, own.traffic.hbm_bytes) == ("x", "jit(step)/keys/add", 2 * A)
+
+
+def test_a_copy_to_the_chip_is_from_what_uses_it_and_one_from_the_chip_is_told_apart():
+    used = (
+        "%seen = bf16[8,100]{1,0:T(8,128)(2,1)S(1)} bitcast(%near)",
+        '%y = bf16[8,100]{1,0:T(8,128)(2,1)S(1)} negate(%seen), metadata={op_name="queries/neg"}',
+        "%left = (bf16[8,100]{1,0:T(8,128)(2,1)}, bf16[8,100]{1,0:T(8,128)(2,1)S(1)}, "
+        "u32[]{:S(2)}) copy-start(%y)",
+    )
+    fetched, negated, evicted = moves(*COPY, *used)
+    assert (fetched.op_name, fetched.evicts, fetched.traffic.hbm_bytes) == ("queries/neg", False, A)
+    assert negated.traffic == hlo.Traffic()
+    assert (evicted.name, evicted.evicts, evicted.traffic.hbm_bytes) == ("left", True, A)
+
+
+def test_collectives_tell_the_sides_of_what_they_carry():
+    fused = "%p = f32[128,128]{1,0:T(8,128)} fusion(%b), kind=kCustom, calls=%hidden"
+    own = "%sum = bf16[8,100]{1,0:T(8,128)(2,1)} all-reduce(%a), to_apply=%add"
+    sent = [move.sent for move in moves(fused, own) if move.sent]
+    assert sent == [(((128, 128), 4 * B),), (((8, 100), 8 * 100 * 2),)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,10 @@ from hpt_jax.augment import policies, views
 from hpt_jax.models import resnet
 from hpt_jax.models.backbone import abstract_backbone, init_backbone, jit_once
 from hpt_jax.models.resnet import ResNet
-from hpt_jax.parallel import make_devices
+from hpt_jax.parallel import Devices, make_devices
+
+# What is random by slot, and quick to compile.
+FLIPS = policies.Policy(jitter_probability=0, grayscale_probability=0, blur_probability=0)
 
 
 def settings_of(**changes):
@@ -333,19 +337,31 @@ def make_reference(settings, groups):
     return jit_once(encode), jit_once(jax.value_and_grad(loss_fn, has_aux=True))
 
 
-def test_three_steps_equal_their_parts_put_together_by_hand(monkeypatch):
-    """Two groups on two devices, views flipped at random, a queue that wraps, in float64."""
+def layout_of(devices, groups, in_turn):
+    return dataclasses.replace(devices.group_layout(groups), in_turn=in_turn)
+
+
+def mapped_step(settings, devices):
+    return devices.map(
+        lambda state, batch, rate: moco.train_step(settings, state, batch, rate),
+        (False, True, False),
+        sharded_out=False,
+        donate=False,
+    )
+
+
+@pytest.mark.parametrize(("count", "in_turn"), [(2, False), (1, True)])
+def test_three_steps_equal_their_parts_put_together_by_hand(monkeypatch, count, in_turn):
+    """Two groups, views flipped at random, a queue that wraps, in float64."""
     monkeypatch.setitem(resnet.ARCHITECTURES, "steps", (False, (1,)))
-    devices, rates = make_devices(2), [0.5, 0.3, 0.1]
+    devices, rates = make_devices(count), [0.5, 0.3, 0.1]
     images = np.random.default_rng(0).integers(256, size=(3, 2, 8, 6, 6, 3), dtype=np.uint8)
     with jax.enable_x64(True):
         settings = settings_of(
-            model=ResNet("steps", 4, "small", 1, jnp.float64, devices.group_layout(2)),
+            model=ResNet("steps", 4, "small", 1, jnp.float64, layout_of(devices, 2, in_turn)),
             batch_size=8,
             shuffle_block=8,
-            policy=policies.Policy(
-                jitter_probability=0, grayscale_probability=0, blur_probability=0
-            ),
+            policy=FLIPS,
             momentum=0.9,
             weight_decay=0.01,
         )
@@ -353,12 +369,7 @@ def test_three_steps_equal_their_parts_put_together_by_hand(monkeypatch):
         state, rng = devices.replicate(fresh), fresh.rng
         prepared = make_prepared(settings)
         encode, value_and_grad = make_reference(settings, 2)
-        step = devices.map(
-            lambda state, batch, rate: moco.train_step(settings, state, batch, rate),
-            (False, True, False),
-            sharded_out=False,
-            donate=False,
-        )
+        step = mapped_step(settings, devices)
         query = jax.device_get({"backbone": state.backbone.params, "head": state.head})
         key, buffers = query, jax.tree.map(np.zeros_like, query)
         query_stats = key_stats = jax.device_get(state.backbone.batch_stats)
@@ -417,6 +428,67 @@ def test_three_steps_equal_their_parts_put_together_by_hand(monkeypatch):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), found, expected
         )
+
+
+@pytest.mark.parametrize(
+    ("count", "mapping", "trainable", "masked"),
+    [
+        (1, "shard_map", "all", False),
+        (1, "shard_map", "batch_norm", True),
+        (2, "pmap", "all", True),
+    ],
+)
+def test_groups_that_come_one_after_another_change_no_number(
+    monkeypatch, count, mapping, trainable, masked
+):
+    monkeypatch.setitem(resnet.ARCHITECTURES, "turns", (False, (1,)))
+    devices, rng = make_devices(count, mapping), np.random.default_rng(0)
+    images = rng.integers(256, size=(2, 2, 16, 6, 6, 3), dtype=np.uint8)
+    shown = rng.integers(6, size=(2, 16), dtype=np.int32)  # own keys in the queue, and the batch
+
+    def trained(in_turn):
+        settings = settings_of(
+            model=ResNet("turns", 8, "small", 1, jnp.float64, layout_of(devices, 4, in_turn)),
+            policy=FLIPS,
+            trainable=trainable,
+            mask_own_keys=masked,
+        )
+        state, metrics = devices.replicate(fresh_state(settings)), []
+        step = mapped_step(settings, devices)
+        for index, (query, key) in enumerate(images):
+            slots = np.random.default_rng(index).permutation(16).astype(np.int32)
+            batch = {"query": query, "key": key[slots], "images": shown[index], "key_slots": slots}
+            state, found = step(state, devices.shard(batch), np.float64(0.3))
+            metrics.append(found)
+        return jax.device_get((state.replace(rng=None), metrics))
+
+    with jax.enable_x64(True):
+        at_once, in_turn = trained(False), trained(True)
+    last = at_once[1][1]
+    assert min(last["own_keys"], last["embedding_std"]) > 0.01
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-10), in_turn, at_once
+    )
+
+
+@pytest.mark.parametrize(("count", "groups", "loops"), [(1, 4, 2), (1, 1, 0), (8, 4, 0)])
+def test_only_several_groups_on_a_device_need_a_loop(monkeypatch, count, groups, loops):
+    monkeypatch.setitem(resnet.ARCHITECTURES, "turns", (False, (1,)))
+    devices = make_devices(count)
+    for in_turn in (False, True):
+        layout = layout_of(devices, groups, in_turn)
+        model = ResNet("turns", 4, "small", 1, layout=layout)
+        settings = settings_of(model=model, policy=policies.POLICIES["crop"])
+        jaxpr = str(training.traced_step(moco, settings, devices, 3).jaxpr)
+        assert jaxpr.count(" scan[") == (loops if in_turn else 0)
+
+
+def test_groups_come_one_after_another_on_a_tpu_alone():
+    """As a compiler for TPUs sees it; nothing else of such devices is needed."""
+    mesh = mock.Mock(size=2, devices=np.array([mock.Mock(platform="tpu")] * 2))
+    assert Devices(mesh).group_layout(8).turns == 4
+    assert Devices(mesh).group_layout(1).turns == 1
+    assert make_devices(2).group_layout(8).turns == 1
 
 
 def rates(steps, **fields):

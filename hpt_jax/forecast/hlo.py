@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.*)")
 _COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) .*\{$")
@@ -25,6 +25,7 @@ _SPACE = re.compile(r"S\((\d+)\)")
 _NAME = re.compile(r"%([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CHAIN = re.compile(r'chain_id="(\w+)"')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 # They move nothing: names for parts of what is there, and ends of what was counted at its start.
 _STILL = {
@@ -65,9 +66,30 @@ class Traffic:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Array:
-    """An array in memory: its bytes, those with the padding of its tiles, its space (0: HBM)."""
+class Move:
+    """What one scheduled instruction moves in one run of a program, loops counted.
 
+    Attributes:
+      name: of the instruction.
+      op_name: where in the traced program it is from: named scopes, then the operation; for a copy
+        to on-chip memory, of what first uses it.
+      evicts: whether it is a copy from on-chip memory to HBM.
+      traffic: all of its runs together.
+      sent: sides and bytes of each array of a collective, of one run.
+    """
+
+    name: str
+    op_name: str
+    evicts: bool
+    traffic: Traffic
+    sent: tuple[tuple[tuple[int, ...], int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+    """An array in memory: sides, bytes, bytes with the padding of its tiles, space (0: HBM)."""
+
+    sides: tuple[int, ...]
     bytes: int
     padded: int
     space: int
@@ -97,6 +119,12 @@ class _Instruction:
         return found[1] if found else ""
 
     @property
+    def op_name(self) -> str:
+        """Where in the traced program it is from."""
+        found = _OP_NAME.search(self.rest)
+        return found[1] if found else ""
+
+    @property
     def kind(self) -> str:
         """Its opcode, whether it is split in start and end or not."""
         return self.opcode.removesuffix("-start")
@@ -111,8 +139,17 @@ def traffic_of(text: str) -> Traffic:
     Raises:
       ValueError: it has a loop whose length cannot be read.
     """
+    return _total(moves_of(text))
+
+
+def moves_of(text: str) -> list[Move]:
+    """The instructions that move anything; of alternatives, those that move most; as above."""
     computations, entry = _parsed(text)
-    return _of_computation(entry, computations)
+    return list(_of_computation(entry, computations))
+
+
+def _total(moves: Iterable[Move]) -> Traffic:
+    return sum((move.traffic for move in moves), Traffic())
 
 
 def _parsed(text: str) -> tuple[dict[str, list[_Instruction]], str]:
@@ -161,48 +198,67 @@ def _array(dtype: str, sizes: str, order: str | None, layout: str | None) -> _Ar
     first = len(padded) - len(tiles)
     padded[first:] = [-(-n // t) * t for n, t in zip(padded[first:], tiles, strict=True)]
     full, own = (math.ceil(math.prod(sides) * width) for sides in (padded, dims))
-    return _Array(own, full, int(space[1]) if space else 0)
+    return _Array(tuple(dims), own, full, int(space[1]) if space else 0)
 
 
-def _of_computation(name: str, computations: Mapping[str, list[_Instruction]]) -> Traffic:
+def _of_computation(name: str, computations: Mapping[str, list[_Instruction]]) -> Iterator[Move]:
     known = {one.name: one for one in computations[name]}
-    total, chains = Traffic(), set()
+    users = _users(computations[name])
+    chains = set()
     for one in computations[name]:
-        total += _of_instruction(one, known, computations)
+        yield from _of_instruction(one, known, users, computations)
         for inner, chain in _fused_collectives(one, computations):
             # One that is hidden behind several computations is written once in each of them.
             if chain not in chains:
                 chains.add(chain)
-                total += _sent(inner)
-    return total
+                yield Move(inner.name, inner.op_name, False, *_sent(inner))
+
+
+def _users(instructions: Iterable[_Instruction]) -> dict[str, _Instruction]:
+    """For each name the first instruction that uses it, through ends of copies and other names."""
+    users: dict[str, _Instruction] = {}
+    for one in reversed(list(instructions)):
+        own = users.get(one.name, one) if one.opcode in _STILL or _is_still_call(one) else one
+        users |= dict.fromkeys(one.operands, own)
+    return users
 
 
 def _of_instruction(
     one: _Instruction,
     known: Mapping[str, _Instruction],
+    users: Mapping[str, _Instruction],
     computations: Mapping[str, list[_Instruction]],
-) -> Traffic:
-    if one.opcode in _STILL or any(f'"{name}"' in one.rest for name in _STILL_CALLS):
-        return Traffic()
+) -> Iterable[Move]:
+    if one.opcode in _STILL or _is_still_call(one):
+        return ()
     if one.opcode == "while":
         body = _of_computation(one.called("body"), computations)
-        return body.times(_trips(one, computations))
+        trips = _trips(one, computations)
+        return (dataclasses.replace(each, traffic=each.traffic.times(trips)) for each in body)
     if one.opcode == "conditional":
         branches = re.search(r"branch_computations=\{([^}]*)\}", one.rest)
         names = _NAME.findall(branches[1]) if branches else []
         return max(
-            (_of_computation(name, computations) for name in names),
-            key=lambda traffic: traffic.hbm_bytes,
-            default=Traffic(),
+            (list(_of_computation(name, computations)) for name in names),
+            key=lambda moves: _total(moves).hbm_bytes,
+            default=(),
         )
     if one.opcode in ("call", "async-start"):
         return _of_computation(one.called("to_apply") or one.called("calls"), computations)
     if one.opcode in ("copy-start", "slice-start"):
         target, source = _ends(one, known)
-        return Traffic(target.padded * ((not target.space) + (not source.space)))
+        size = target.padded * ((not target.space) + (not source.space))
+        op_name = users.get(one.name, one).op_name if target.space else one.op_name
+        evicts = bool(source.space and not target.space)
+        return (Move(one.name, op_name, evicts, Traffic(size)),)
     operands = [array for name in one.operands for array in known[name].results]
     moved = sum(array.moved for array in (*operands, *_made(one)))
-    return Traffic(moved) + _sent(one)
+    traffic, sent = _sent(one)
+    return (Move(one.name, one.op_name, False, Traffic(moved) + traffic, sent),)
+
+
+def _is_still_call(one: _Instruction) -> bool:
+    return any(f'"{name}"' in one.rest for name in _STILL_CALLS)
 
 
 def _ends(one: _Instruction, known: Mapping[str, _Instruction]) -> tuple[_Array, _Array]:
@@ -219,14 +275,15 @@ def _made(one: _Instruction) -> Iterable[_Array]:
     return one.results
 
 
-def _sent(one: _Instruction) -> Traffic:
-    """What a collective sends between devices."""
-    size = float(sum(array.bytes for array in _made(one)))
+def _sent(one: _Instruction) -> tuple[Traffic, tuple[tuple[tuple[int, ...], int], ...]]:
+    """What a collective sends between devices, all in all and array by array."""
+    if one.kind not in (*_REDUCED, *_GATHERED):
+        return Traffic(), ()
+    arrays = tuple((array.sides, array.bytes) for array in _made(one))
+    size = float(sum(each for _, each in arrays))
     if one.kind in _REDUCED:
-        return Traffic(reduced_bytes=size)
-    if one.kind in _GATHERED:
-        return Traffic(gathered_bytes=size)
-    return Traffic()
+        return Traffic(reduced_bytes=size), arrays
+    return Traffic(gathered_bytes=size), arrays
 
 
 def _fused_collectives(

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from hpt_jax import config as config_lib
@@ -48,11 +49,13 @@ class Question:
       stage: at the batch of the topology.
       topology: such as 'v5e:2x2'.
       known: keys of programs that are measured already; such a one is not compiled.
+      text: a file that gets the text of the compiled program; None: it is not kept.
     """
 
     stage: config_lib.Stage
     topology: str
     known: frozenset[str] = frozenset()
+    text: Path | None = None
 
 
 def ask(question: Question, minutes: float) -> dict[str, Any]:
@@ -152,7 +155,10 @@ def _compiled(question: Question) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:  # some compilers say so where it does not fit
         return {"problem": f"not compiled: {str(error).partition(chr(10))[0]}"}
     seconds = time.monotonic() - began
-    traffic = hlo.traffic_of(compiled.as_text())
+    text = compiled.as_text()
+    if question.text:
+        question.text.write_text(text)
+    traffic = hlo.traffic_of(text)
     return {
         "key": key,
         "compile_seconds": round(seconds, 1),

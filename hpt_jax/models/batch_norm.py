@@ -23,11 +23,24 @@ class GroupLayout:
       groups: number of whole groups on this device; 1 where a group spans several devices.
       axis_name: the mapped axis to reduce over where a group spans several devices, else None.
       axis_index_groups: for `axis_name`, which devices share a group; None where all of them do.
+      in_turn: whether a train step runs the device's groups one after another, which changes how
+        much memory is in use at once and no result.
     """
 
     groups: int = 1
     axis_name: str | None = None
     axis_index_groups: tuple[tuple[int, ...], ...] | None = None
+    in_turn: bool = False
+
+    @property
+    def turns(self) -> int:
+        """How many parts of the shard, one after another, a train step runs."""
+        return self.groups if self.in_turn else 1
+
+    @property
+    def of_a_turn(self) -> GroupLayout:
+        """How such a part lies in its groups."""
+        return dataclasses.replace(self, groups=self.groups // self.turns)
 
     @property
     def devices_per_group(self) -> int:

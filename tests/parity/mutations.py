@@ -131,10 +131,8 @@ MUTATIONS = (
         "moco.py",
         (
             (
-                "keys, key_batch_stats = _encode(settings, key_params, state.key_batch_stats, "
-                "key_images)",
-                "keys, key_batch_stats = _encode(settings, key_params, state.key_batch_stats, "
-                "key_images, False)",
+                "return _encode(settings, params, state.key_batch_stats, views)",
+                "return _encode(settings, params, state.key_batch_stats, views, False)",
             ),
             (
                 "params: Any, batch_stats: Any, images: jax.Array\n)",
@@ -148,8 +146,15 @@ MUTATIONS = (
         "keys enter the queue before it is used",
         "moco.py",
         (
-            (_POSITIVES, _POSITIVES + f"    used = {_ENQUEUE}[0]\n"),
-            ("info_nce(queries, positives, state.queue,", "info_nce(queries, positives, used,"),
+            (
+                _POSITIVES,
+                f"{_POSITIVES}    used = dataclasses.replace(state, queue={_ENQUEUE}[0])\n",
+            ),
+            ("= _queries(settings, state,", "= _queries(settings, used,"),
+            (
+                "_, metrics = info_nce(queries, positives, state",
+                "_, metrics = info_nce(queries, positives, used",
+            ),
         ),
         (_MOCO,),
     ),
