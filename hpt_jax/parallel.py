@@ -7,6 +7,8 @@ be those of several processes, which then run the same programs in the same orde
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import functools
 import os
@@ -229,6 +231,7 @@ def make_devices(
     Raises:
       UserError: if there are fewer, or it is too late to compute the same bits.
     """
+    _keep_freed_memory()
     flags, own = os.environ.get("XLA_FLAGS", ""), "--xla_gpu_deterministic_ops=true"
     late = deterministic and own not in flags
     if late:
@@ -256,6 +259,20 @@ def make_devices(
         for device in [one for one in available if one.process_index == process][:part]
     ]
     return Devices(_axis(chosen), mapping)
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep what is freed: a step on a CPU else asks the system for all of it anew.
+
+    That is a tenth of the step (benchmarks/NOTES.md). It takes effect for threads that have not
+    allocated yet, and so before JAX makes its own.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        arena_max, mmap_threshold, trim_threshold = -8, -3, -1
+        mallopt(arena_max, 1)  # others than the first end at 64 MiB
+        mallopt(mmap_threshold, 2**30)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def _axis(devices: list[jax.Device]) -> Mesh:
