@@ -124,9 +124,8 @@ def missing(data_dir: Path | None) -> str:
     if data_dir is None:
         return "needs --data_dir"
     stages = config_lib.load(str(CONFIG)).stages
-    folders = [
-        stages[name].dataset.removeprefix("folder:") for name in ("base", "source", "target")
-    ]
+    sets = [stages[name].dataset for name in ("base", "source", "target")]
+    folders = [name.removeprefix("folder:") for name in sets]
     absent = [name for name in folders if not (data_dir / name).is_dir()]
     return f"no {', '.join(absent)} in --data_dir" if absent else ""
 
@@ -150,11 +149,9 @@ def study(data_dir: Path) -> ConfigDict:
 def measured(asked: Asked, frameworks: Sequence[str]) -> list[Point]:
     """All trainings, those of an earlier call from its file."""
     assert asked.data_dir is not None
-    path, work = (
-        asked.out / "representation.csv",
-        Work(asked.out / "representation", asked.data_dir),
-    )
+    path = asked.out / "representation.csv"
     points, warm = {one.training: one for one in read(path)}, set()
+    work = Work(asked.out / "representation", asked.data_dir)
     for seed, arm, steps in itertools.product(SEEDS, BUDGETS, sorted({*SCRATCH, *CONTINUED})):
         for framework in frameworks if arm in THEIRS else (OURS,):
             key = arm, framework, seed, steps
@@ -207,10 +204,11 @@ class Work:
         """Seconds of the steps of a training, or of the first `stop`, and what they made."""
         stage, data = self.stage(key), self.data(key)
         backbone, _ = handover.initial_backbone(stage, self.root, data, self.devices)
-        training, steps = Training(stage, data, self.devices), key[3] if stop is None else stop
-        if key[1] == OURS:
-            return train(training, backbone, steps)
-        return train_in_pytorch(training, backbone, steps)
+        steps = key[3] if stop is None else stop
+        if not steps:
+            return 0.0, backbone
+        by = train if key[1] == OURS else train_in_pytorch
+        return by(Training(stage, data, self.devices), backbone, steps)
 
     def probe(self, key: Key, backbone: Backbone) -> float:
         """Top-1 on test images of the linear probe that is best on validation."""
