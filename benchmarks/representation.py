@@ -11,11 +11,12 @@ Seconds are those of the steps with their input, and of nothing else: compiled b
 after the clock. Both they and probes are means over seeds. Seconds to a bar are read off a straight
 line between the last budget below and the first that reaches it; `inf` where none does.
 
-- `representation_hpt_against_scratch`: the bar is the best that T reaches with any budget, which is
-  chosen on test images, in favour of T; the quicker hierarchy, over T with that budget.
+- `representation_hpt_against_scratch`: the bar is the best that T reaches with any of its budgets,
+  which is chosen on test images, in favour of T; the quicker hierarchy, over T with that budget.
+  The budgets end: given the steps of base and source too, T goes on to gain (`docs/aerial.md`).
 - `representation_against_pytorch`: T in both, up to the lower of the two bests. PyTorch starts from
-  the same weights and has the same recipe, crops and colours of its own (`views_torch.py`), and is
-  probed by the same code.
+  the same weights and has the same rates, queue and momenta, one batch-norm group for speed, crops
+  and colours of its own (`views_torch.py`), and is probed by the same code.
 
 Writes DIR/representation.csv, a line for each training as it ends, and DIR/representation.png. The
 same command continues; without the former file it starts anew.
@@ -55,11 +56,11 @@ from hpt_jax.workdir import read_json, stage_folder, whole
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "aerial.py"
 NAMES = ("representation_hpt_against_scratch", "representation_against_pytorch")
-SEEDS = (0, 1, 2)
-SCRATCH, CONTINUED = (100, 200, 400, 800), (0, 25, 50, 100, 200)  # budgets of steps
+SEEDS = (0, 1)
+SCRATCH, CONTINUED = (100, 200, 400, 800), (0, 50, 150)  # budgets of steps
 BUDGETS = {"T": SCRATCH, "B+T": CONTINUED, "B+S+T": CONTINUED}
-THEIRS = ("T", "B+S+T")  # the arms that PyTorch trains too
-GROUPS = 4
+THEIRS = ("T",)  # the arms that PyTorch trains too
+GROUPS = 1  # of PyTorch's batch norm: one after another, 4 take 1.4 times as long
 OURS, PYTORCH = "hpt_jax", "pytorch"
 COLORS = {"T": "#0072B2", "B+T": "#D55E00", "B+S+T": "#009E73"}
 
