@@ -57,7 +57,7 @@ from hpt_jax.workdir import read_json, stage_folder, whole
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "aerial.py"
 NAMES = ("representation_hpt_against_scratch", "representation_against_pytorch")
 SEEDS = (0, 1)
-SCRATCH, CONTINUED = (100, 200, 400, 800), (0, 50, 150)  # budgets of steps
+SCRATCH, CONTINUED = (100, 200, 400, 800), (0, 100, 300)  # budgets of steps
 BUDGETS = {"T": SCRATCH, "B+T": CONTINUED, "B+S+T": CONTINUED}
 THEIRS = ("T",)  # the arms that PyTorch trains too
 GROUPS = 1  # of PyTorch's batch norm: one after another, 4 take 1.4 times as long
