@@ -60,7 +60,7 @@ SEEDS = (0, 1)
 SCRATCH, CONTINUED = (100, 200, 400, 800), (0, 100, 300)  # budgets of steps
 BUDGETS = {"T": SCRATCH, "B+T": CONTINUED, "B+S+T": CONTINUED}
 THEIRS = ("T",)  # the arms that PyTorch trains too
-GROUPS = 1  # of PyTorch's batch norm: one after another, 4 take 1.4 times as long
+GROUPS = 1  # of PyTorch's batch norm: 4, one after another, make its step 1.5 times as long
 OURS, PYTORCH = "hpt_jax", "pytorch"
 COLORS = {"T": "#0072B2", "B+T": "#D55E00", "B+S+T": "#009E73"}
 
