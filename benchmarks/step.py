@@ -12,6 +12,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,31 +86,36 @@ def images(case: Case) -> np.ndarray:
     return np.random.default_rng(0).integers(256, size=shape).astype(np.uint8)
 
 
-def ours(case: Case) -> Callable[[], None]:
-    """A step of hpt_jax, compiled; each call goes on from where the last one ended."""
-    devices = parallel.make_devices(1)
-    model = ResNet(
-        case.arch,
-        case.width,
-        case.stem,
-        case.stem_stride,
-        layout=devices.group_layout(case.groups),
-    )
-    settings = moco.Settings(
+def settings_of(case: Case, devices: parallel.Devices) -> moco.Settings:
+    """Of a step of hpt_jax."""
+    layout = devices.group_layout(case.groups)
+    model = ResNet(case.arch, case.width, case.stem, case.stem_stride, layout=layout)
+    return moco.Settings(
         model, case.size, POLICIES["crop"], case.batch, case.batch, case.queue, 128, 0.999, 0.2,
         False, "all", 1e-4, 0.9,
     )  # fmt: skip
-    backbone = init_backbone(model, jax.random.key(0), np.array(MEAN), np.array(STD))
+
+
+def ours(case: Case, program: Callable[..., Any] | None = None) -> Callable[[], None]:
+    """A step of hpt_jax; each call goes on from where the last one ended.
+
+    Args:
+      case: the network and what it is fed.
+      program: the step, where it is compiled already.
+    """
+    devices = parallel.make_devices(1)
+    settings = settings_of(case, devices)
+    backbone = init_backbone(settings.model, jax.random.key(0), np.array(MEAN), np.array(STD))
     carry = devices.replicate(training.initial_carry(moco, settings, jax.random.key(1), backbone))
-    program = training._compiled_step(moco, settings, devices)
+    take = program or training._compiled_step(moco, settings, devices)
     query, key = images(case)
     slots = np.arange(case.batch, dtype=np.int32)
     batch = devices.shard({"query": query, "key": key, "images": slots, "key_slots": slots})
-    rate = jnp.float32(1e-3)
+    rate = devices.replicate(jnp.float32(1e-3))
 
     def run() -> None:
         nonlocal carry
-        carry, metrics = program(carry, batch, rate)
+        carry, metrics = take(carry, batch, rate)
         jax.block_until_ready((carry, metrics))
 
     return run
