@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from hpt_jax import branch, checkpoints, plan, remote
 from hpt_jax import config as config_lib
 from hpt_jax.data import datasets
+from hpt_jax.forecast.flops import of_program
 from hpt_jax.models.resnet import ResNet
 from hpt_jax.shapes import DONE
 from hpt_jax.workdir import read_json, stage_folder
@@ -35,12 +36,9 @@ def _forward(model: config_lib.Model, image_size: int) -> tuple[float, int]:
     # Making the weights takes a forward pass.
     traced = jax.make_jaxpr(lambda key, x: net.init(key, x, False), return_shape=True)
     jaxpr, variables = traced(rng, image)
-    flops = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape  # [h, w, in, out]
-            flops += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel[:3])
-    return flops, sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    return of_program(jaxpr), sum(
+        math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"])
+    )
 
 
 def stage_flops(stage: plan.Stage) -> float:

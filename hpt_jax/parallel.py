@@ -27,6 +27,11 @@ from hpt_jax.errors import UserError
 from hpt_jax.models.batch_norm import GroupLayout
 
 AXIS = "data"
+# What YNNPACK computes on a CPU: not convolutions, which it does by one thread.
+_ON_CPU = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE,"
+    "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +86,8 @@ class Devices:
         mapped = jax.shard_map(
             fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
-        return jax.jit(mapped, donate_argnums=donated)
+        options = _ON_CPU if self.mesh.devices.flat[0].platform == "cpu" else None
+        return jax.jit(mapped, donate_argnums=donated, compiler_options=options)
 
     def memory(self) -> float | None:
         """Bytes of one device's own memory; None where it shares the host's."""
