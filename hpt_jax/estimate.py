@@ -33,9 +33,9 @@ def _forward(model: config_lib.Model, image_size: int) -> tuple[float, int]:
     net = ResNet(model.arch, model.width, model.stem, model.stem_stride)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     rng = jax.eval_shape(lambda: jax.random.key(0))
-    # Making the weights takes a forward pass.
-    traced = jax.make_jaxpr(lambda key, x: net.init(key, x, False), return_shape=True)
-    jaxpr, variables = traced(rng, image)
+    # One trace for both: making the weights takes a forward pass.
+    traced = jax.make_jaxpr(lambda key, x: net.init_with_output(key, x, False), return_shape=True)
+    jaxpr, (_, variables) = traced(rng, image)
     return of_program(jaxpr), sum(
         math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"])
     )

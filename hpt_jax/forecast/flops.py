@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from jax.interpreters import partial_eval
+
 
 def of_program(jaxpr: Any) -> float:
     """FLOPs of a traced program; of a mapped one, of one device.
@@ -19,6 +21,12 @@ def of_program(jaxpr: Any) -> float:
     Raises:
       NotImplementedError: it has a loop of unknown length that computes products.
     """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    # What nothing reads, such as the gradient of the images, no compiler keeps.
+    return _of_all(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+
+
+def _of_all(jaxpr: Any) -> float:
     return sum(_of_equation(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns)
 
 
@@ -29,10 +37,10 @@ def _of_equation(equation: Any) -> float:
     if name == "conv_general_dilated":
         return _of_convolution(equation)
     if name == "scan":
-        return params["length"] * of_program(params["jaxpr"])
+        return params["length"] * _of_all(params["jaxpr"])
     if name == "cond":
-        return max(of_program(branch) for branch in params["branches"])
-    inner = sum(of_program(each) for value in params.values() for each in _programs(value))
+        return max(_of_all(branch) for branch in params["branches"])
+    inner = sum(_of_all(each) for value in params.values() for each in _programs(value))
     if name == "while" and inner:
         raise NotImplementedError("a loop of unknown length computes products")
     return inner

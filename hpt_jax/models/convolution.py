@@ -78,9 +78,9 @@ def _native(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.
 def _native_gradients(
     x: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: Any, padding: Any
 ) -> tuple[jax.Array, ...]:
-    _, transpose = jax.vjp(lambda x, k: _native(x, k, strides, padding), x, kernel)
-    gradients: tuple[jax.Array, ...] = transpose(gradient)
-    return gradients
+    (of_x,) = jax.linear_transpose(lambda x: _native(x, kernel, strides, padding), x)(gradient)
+    (of_kernel,) = jax.linear_transpose(lambda k: _native(x, k, strides, padding), kernel)(gradient)
+    return of_x, of_kernel
 
 
 def _by_products(x: jax.Array, kernel: jax.Array) -> bool:
