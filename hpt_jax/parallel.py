@@ -27,11 +27,6 @@ from hpt_jax.errors import UserError
 from hpt_jax.models.batch_norm import GroupLayout
 
 AXIS = "data"
-# What YNNPACK computes on a CPU: not convolutions, which it does by one thread.
-_ON_CPU = {
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE,"
-    "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +81,7 @@ class Devices:
         mapped = jax.shard_map(
             fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
-        options = _ON_CPU if self.mesh.devices.flat[0].platform == "cpu" else None
+        options = _cpu_options() if self.mesh.devices.flat[0].platform == "cpu" else None
         return jax.jit(mapped, donate_argnums=donated, compiler_options=options)
 
     def memory(self) -> float | None:
@@ -265,6 +260,19 @@ def make_devices(
         for device in [one for one in available if one.process_index == process][:part]
     ]
     return Devices(_axis(chosen), mapping)
+
+
+@functools.cache
+def _cpu_options() -> dict[str, bool | str] | None:
+    """Leaves convolutions to XLA, since YNNPACK computes them by one thread."""
+    kinds = ("REDUCE", "INDIVIDUAL_DOT")
+    names = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)
+    options: dict[str, bool | str] = {"xla_cpu_experimental_ynn_fusion_type": names}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:  # experimental: another XLA may not know it
+        return None
+    return options
 
 
 def _keep_freed_memory() -> None:
