@@ -254,8 +254,8 @@ MUTATIONS = (
         "evaluate/linear_sgd.py",
         (
             (
-                "optax.sigmoid_binary_cross_entropy(logits, labels).mean()",
-                "optax.sigmoid_binary_cross_entropy(logits, labels).sum(1).mean()",
+                "optax.sigmoid_binary_cross_entropy(logits, labels.T).mean((1, 2))",
+                "optax.sigmoid_binary_cross_entropy(logits, labels.T).sum(1).mean(1)",
             ),
         ),
         (

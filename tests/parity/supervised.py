@@ -29,17 +29,18 @@ def our_probes(multi_label: bool, dtype: str = "float64") -> Trace:
     """Weights, bias and every loss of each probe, across both drops of the rate."""
     features, labels = features_and_labels(multi_label)
     with jax.enable_x64(dtype == "float64"):
-        weights = jnp.asarray([_head(FEATURES)] * len(GRID), dtype)
+        weights = jnp.asarray([_head(FEATURES).T] * len(GRID), dtype)
         probes = {"weights": weights, "bias": jnp.zeros((len(GRID), CLASSES), dtype)}
         state = (probes, jax.tree.map(jnp.zeros_like, probes))
-        update, losses = linear_sgd._update(), []
+        losses = []
         base, decays = np.array(GRID, dtype).T
         for step in range(PROBE_STEPS):
             rate = base * np.asarray(linear_sgd.drop(LinearSGD(), step, PROBE_STEPS), dtype)
             given = features[step].astype(dtype), labels[step]
-            state, loss = update(state, *given, rate, decays)
+            state, loss = linear_sgd._update(state, *given, rate, decays)
             losses.append(loss)
-        found = {**state[0], "losses": np.array(losses).T}
+        weights = state[0]["weights"].swapaxes(1, 2)
+        found = {**state[0], "weights": weights, "losses": np.array(losses).T}
     return {
         f"{number}/{name}": np.asarray(value[number])
         for number in range(len(GRID))
