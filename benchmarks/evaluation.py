@@ -20,9 +20,8 @@ from __future__ import annotations
 import io
 import itertools
 import shutil
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from unittest import mock
 
 import jax
@@ -32,6 +31,7 @@ import optax
 from rich.console import Console
 
 from benchmarks import run as command
+from benchmarks.pairs import alternating
 from benchmarks.table import Measured, Skipped
 from hpt_jax import run
 from hpt_jax.config import LinearSGD, default_config
@@ -99,20 +99,6 @@ def features_computed(asked: command.Asked) -> int:
     return max(seen.values())
 
 
-def alternating(one: Callable[[], object], other: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of both, warm: those of the pair whose ratio is the median of all pairs."""
-    one(), other()
-    found = []
-    for _ in range(PAIRS):
-        seconds = []
-        for act in (one, other):
-            began = time.perf_counter()
-            act()
-            seconds.append(time.perf_counter() - began)
-        found.append((seconds[0], seconds[1]))
-    return sorted(found, key=lambda pair: pair[0] / pair[1])[PAIRS // 2]
-
-
 def probes(width: int, classes: int) -> tuple[float, float]:
     """Seconds of 64 probes at once, and in turn."""
     rng = np.random.default_rng(0)
@@ -134,7 +120,7 @@ def probes(width: int, classes: int) -> tuple[float, float]:
         for values in itertools.product(*GRID.values()):
             train(**{name: (value,) for name, value in zip(GRID, values, strict=True)})
 
-    return alternating(lambda: train(**GRID), in_turn)
+    return alternating(lambda: train(**GRID), in_turn, PAIRS)
 
 
 def probes_with_views() -> tuple[float, float]:
@@ -159,7 +145,7 @@ def probes_with_views() -> tuple[float, float]:
         linear_sgd.train(batches, val, labels, 7, "top1", settings, 0)
 
     many = {"learning_rates": (1.0, 0.1, 0.01), "weight_decays": (0.0, 1e-4), "seeds": (0, 1)}
-    return alternating(lambda: train(**many), lambda: train(learning_rates=(1.0,)))
+    return alternating(lambda: train(**many), lambda: train(learning_rates=(1.0,)), PAIRS)
 
 
 def finetuning(candidates: int = 4) -> tuple[float, float]:
@@ -185,6 +171,7 @@ def finetuning(candidates: int = 4) -> tuple[float, float]:
     return alternating(
         lambda: jax.block_until_ready([together(stacked, rates) for _ in range(3)]),
         lambda: jax.block_until_ready([alone(params, rate) for _ in range(3) for rate in rates]),
+        PAIRS,
     )
 
 

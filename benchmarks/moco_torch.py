@@ -1,8 +1,7 @@
 """MoCo-v2 in PyTorch as one would write it for speed on one CPU: channels last, nothing extra.
 
 The networks are those that the tests compare with (`tests/parity/oracle.py`); the training around
-them is that of the original. Its batch-norm groups, GPUs there, go through an encoder one after
-another, the keys shuffled; one group, which is no shuffling, is fastest.
+them is that of the original, of one batch-norm group, and so without shuffling.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ class Training:
       dim: of the embeddings.
       learning_rate: of SGD with momentum 0.9 and weight decay 1e-4.
       key_momentum: of the key encoder.
-      groups: of batch norm.
     """
 
     def __init__(
@@ -37,12 +35,11 @@ class Training:
         dim: int,
         learning_rate: float,
         key_momentum: float = 0.999,
-        groups: int = 1,
     ) -> None:
         self.query = query.to(memory_format=torch.channels_last).train()
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         self.queue = F.normalize(torch.randn(queue_size, dim), dim=1)
-        self.pointer, self.key_momentum, self.groups = 0, key_momentum, groups
+        self.pointer, self.key_momentum = 0, key_momentum
         self.optimizer = torch.optim.SGD(
             self.query.parameters(), learning_rate, momentum=0.9, weight_decay=1e-4
         )
@@ -52,8 +49,8 @@ class Training:
         with torch.no_grad():
             query, key = list(self.query.parameters()), list(self.key.parameters())
             torch._foreach_lerp_(key, query, 1 - self.key_momentum)
-            keys = self._keys(key_views)
-        queries = self._encoded(self.query, query_views)
+            keys = self.key(key_views)
+        queries = self.query(query_views)
         positive = (queries * keys).sum(1, keepdim=True)
         logits = torch.cat([positive, queries @ self.queue.T], 1) / TEMPERATURE
         loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
@@ -64,15 +61,3 @@ class Training:
         self.queue[places] = keys
         self.pointer = (self.pointer + len(keys)) % len(self.queue)
         return loss.item()
-
-    def _keys(self, views: Tensor) -> Tensor:
-        if self.groups == 1:
-            return self._encoded(self.key, views)
-        permutation = torch.randperm(len(views))
-        shuffled = self._encoded(self.key, views[permutation])
-        keys = torch.empty_like(shuffled)
-        keys[permutation] = shuffled
-        return keys
-
-    def _encoded(self, encoder: Encoder, views: Tensor) -> Tensor:
-        return torch.cat([encoder(part) for part in views.chunk(self.groups)])

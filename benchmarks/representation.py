@@ -60,7 +60,6 @@ SEEDS = (0, 1)
 SCRATCH, CONTINUED = (100, 200, 400, 800), (0, 100, 300)  # budgets of steps
 BUDGETS = {"T": SCRATCH, "B+T": CONTINUED, "B+S+T": CONTINUED}
 THEIRS = ("T",)  # the arms that PyTorch trains too
-GROUPS = 1  # of PyTorch's batch norm: 4, one after another, make its step 1.5 times as long
 OURS, PYTORCH = "hpt_jax", "pytorch"
 COLORS = {"T": "#0072B2", "B+T": "#D55E00", "B+S+T": "#009E73"}
 
@@ -255,7 +254,7 @@ def train_in_pytorch(training: Training, backbone: Backbone, steps: int) -> tupl
     assert all(name.endswith("num_batches_tracked") for name in left.missing_keys)
     moco = moco_torch.Training(
         oracle.Encoder(network, config.moco.dim), config.moco.queue_size, config.moco.dim,
-        config.optimizer.learning_rate, config.moco.momentum, GROUPS,
+        config.optimizer.learning_rate, config.moco.momentum,
     )  # fmt: skip
     assert config.moco.temperature == moco_torch.TEMPERATURE
     pixels = torch.tensor(np.asarray(data.feed.placed)[data.rows])

@@ -2,15 +2,12 @@
 
 Both take u8 crops to the next state: normalisation, both encoders, loss, gradients, SGD, momentum
 update, queue. Ours also computes its metrics, as it always does. Colours and blur are left out, of
-both: what they cost is told beside the shipped sizes. Alternating in one process, two threads each;
-the median of the pairs' ratios.
+both. Alternating in one process, two threads each; the pair with the median ratio.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.pairs import alternating
 from benchmarks.run import Asked
 from benchmarks.table import Measured, Skipped
 from hpt_jax import moco, parallel, training
@@ -25,7 +23,7 @@ from hpt_jax.augment.policies import POLICIES
 from hpt_jax.models.backbone import init_backbone
 from hpt_jax.models.resnet import ResNet
 
-ROUNDS = 7
+PAIRS = 7
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -62,22 +60,7 @@ def rows(asked: Asked) -> Iterator[Measured | Skipped]:
         return
     torch.set_num_threads(2)
     for name, case in CASES.items():
-        yield Measured(name, *alternating(ours(case), theirs(case)))
-
-
-def alternating(one: Callable[[], None], other: Callable[[], None]) -> tuple[float, float]:
-    """Seconds of `one`, in the median, and of `other` such that they have the median ratio."""
-    seconds: list[tuple[float, float]] = []
-    for _ in range(ROUNDS + 1):
-        took = []
-        for run in (one, other):
-            began = time.perf_counter()
-            run()
-            took.append(time.perf_counter() - began)
-        seconds.append((took[0], took[1]))
-    warm = seconds[1:]
-    first = statistics.median(a for a, _ in warm)
-    return first, first / statistics.median(a / b for a, b in warm)
+        yield Measured(name, *alternating(ours(case), theirs(case), PAIRS))
 
 
 def images(case: Case) -> np.ndarray:

@@ -9,7 +9,7 @@ on-chip memory are their user's, copies from there are an item of their own.
 Model FLOPs are those of both encoders, their heads and the logits, two for each multiply-add, taps
 that meet the padding included, quoted to a tenth of a GFLOP. They are counted in the traced step of
 a policy without blur, less the two metrics that multiply with the queue; a closed form of the
-whole is in tests/test_forecast_flops.py. The step has besides these the blur's products, 0.3
+whole is in tests/test_flops.py. The step has besides these the blur's products, 0.3
 GFLOP an image.
 
 The text of the compiled programs stays in DIR/tpu_4_chips.txt and DIR/tpu_256_chips.txt.
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import run, table
-from hpt_jax import config, moco, parallel, training
+from hpt_jax import config, flops, moco, parallel, training
 from hpt_jax.augment.policies import POLICIES
-from hpt_jax.forecast import flops, hlo, measure, program
+from hpt_jax.forecast import hlo, measure, program
 
 IMAGES, GROUP, SIZE = 64, 32, 224  # images of a chip, of a group; pixels of a side
 TOPOLOGIES = {4: "v5e:2x2", 256: "v5e:16x16"}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from hpt_jax import branch, checkpoints, plan, remote
 from hpt_jax import config as config_lib
 from hpt_jax.data import datasets
-from hpt_jax.forecast.flops import of_program
+from hpt_jax.flops import of_program
 from hpt_jax.models.resnet import ResNet
 from hpt_jax.shapes import DONE
 from hpt_jax.workdir import read_json, stage_folder

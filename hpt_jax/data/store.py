@@ -5,13 +5,11 @@ Both ways give the same pixels: uint8, short side at most `store_px`, true aspec
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import struct
 import zipfile
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -227,18 +225,13 @@ def load_scan(
 
 def _in_threads(prepare: Callable[[int], object], items: range) -> Generator[Any, None, None]:
     """`prepare` of each item, in order, with few results waiting at any time."""
-    # Not by grain, as in the loader: importing it takes longer than many a set.
-    threads = loader.threads()
-    pool, waiting = ThreadPoolExecutor(threads), collections.deque[Future[Any]]()
-    try:
-        for item in items:
-            waiting.append(pool.submit(prepare, item))
-            if len(waiting) > 4 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)  # so that no thread reads on after an interrupted run
+    import grain  # late, as in the loader
+
+    ahead = loader.threads()
+    options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=4 * ahead)
+    made = grain.MapDataset.range(items.start, items.stop).map(prepare).to_iter_dataset(options)
+    with contextlib.closing(iter(made)) as results:
+        yield from results
 
 
 def shrunk_size(height: int, width: int, store_px: int) -> tuple[int, int]:
@@ -307,8 +300,8 @@ def _window(dataset: Dataset, reading: Reading) -> tuple[int, int] | None:
 
     train = dataset.splits["train"]
     total = np.zeros(2**16, np.int64)
-    for counts in _in_threads(count, range(len(train))):
-        total += 0 if counts is None else counts
+    for counts in _in_threads(count, range(len(train))):  # which passes over None
+        total += counts
     return window.window_of(total)
 
 

@@ -141,7 +141,8 @@ def _topology(name: str) -> dict[str, Any]:
 def _compiled(question: Question) -> dict[str, Any]:
     import jax
 
-    from hpt_jax.forecast import flops, hlo, program
+    from hpt_jax import flops
+    from hpt_jax.forecast import hlo, program
 
     devices = program.topology_devices(question.topology)
     traced = program.traced(question.stage, devices)

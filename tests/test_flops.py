@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from hpt_jax import config, moco, training
+from hpt_jax import config, flops, moco, training
 from hpt_jax.augment.policies import POLICIES
-from hpt_jax.forecast import flops
 from hpt_jax.parallel import make_devices
 
 
