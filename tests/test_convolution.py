@@ -50,24 +50,6 @@ def test_convolution_and_its_gradients_equal_xlas(shape: tuple[int, ...]) -> Non
             np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_filter_gradient_of_many_images_equals_xlas(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As large maps are: a few images at a time, here 3 of 12, since 5 do not divide them.
-    monkeypatch.setattr("hpt_jax.models.convolution._AT_A_TIME", 5 * 10 * 10 * 27 * 4)
-    x = jax.random.normal(jax.random.key(0), (12, 10, 10, 3))
-    native = nn.Conv(4, (3, 3), padding=1, use_bias=False)
-    ours = native.clone(conv_general_dilated=conv_general_dilated)
-    variables = native.init(jax.random.key(1), x)
-
-    def gradient(module: nn.Conv) -> jax.Array:
-        def loss(variables: dict) -> jax.Array:
-            return jnp.square(module.apply(variables, x)).sum()
-
-        return jax.grad(loss)(variables)["params"]["kernel"]
-
-    assert "scan[" in str(jax.make_jaxpr(lambda: gradient(ours))())
-    np.testing.assert_allclose(gradient(ours), gradient(native), rtol=1e-4)
-
-
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_accelerators_keep_xlas_convolutions(platform: str) -> None:
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)

@@ -1,7 +1,8 @@
 """A convolution that is fast on CPUs too; on GPUs and TPUs it is XLA's own.
 
-XLA's CPU backend computes some convolutions many times slower than the matrix product that they
-come to: the filter's gradient, nearly always, and all of it where a map is a few pixels wide.
+XLA's CPU backend computes some convolutions several times slower than the matrix products that
+they come to: the filter's gradient at 1x1, the input's gradient with a stride, and all of one that
+is larger than what it sees.
 """
 
 from __future__ import annotations
@@ -16,10 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Wider maps are convolved by XLA, and so are their gradients (benchmarks/NOTES.md).
-_TINY = 7  # pixels
-_FEW = 32  # numbers of a patch
-_AT_A_TIME = 4 * 2**20  # bytes of patches
+_OVER_IMAGES = ("NHWC", "IHWO", "HWNC")  # a filter's gradient is a sum over them
 
 
 def conv_general_dilated(
@@ -77,15 +75,21 @@ def _native(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.
 
 def _native_gradients(
     x: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: Any, padding: Any
-) -> tuple[jax.Array, ...]:
-    (of_x,) = jax.linear_transpose(lambda x: _native(x, kernel, strides, padding), x)(gradient)
+) -> tuple[jax.Array, jax.Array]:
     (of_kernel,) = jax.linear_transpose(lambda k: _native(x, k, strides, padding), kernel)(gradient)
-    return of_x, of_kernel
+    return _native_gradient_of_x(x, kernel, gradient, strides, padding), of_kernel
+
+
+def _native_gradient_of_x(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: Any, padding: Any
+) -> jax.Array:
+    (of_x,) = jax.linear_transpose(lambda x: _native(x, kernel, strides, padding), x)(gradient)
+    return of_x
 
 
 def _by_products(x: jax.Array, kernel: jax.Array) -> bool:
-    small = max(x.shape[1:3]) <= _TINY or math.prod(kernel.shape[:-1]) <= _FEW
-    return small or kernel.shape[:2] == (1, 1)
+    larger = kernel.shape[0] > x.shape[1] or kernel.shape[1] > x.shape[2]
+    return larger or kernel.shape[:2] == (1, 1)
 
 
 def _on_cpu(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.Array:
@@ -98,32 +102,50 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.
 def _gradients_on_cpu(
     x: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: Any, padding: Any
 ) -> tuple[jax.Array, jax.Array]:
-    of_kernel = _gradient_of_kernel(x, kernel, gradient, strides, padding)
+    see = functools.partial(_patches, size=kernel.shape[:2], strides=strides, padding=padding)
+    if _by_products(x, kernel) or max(strides) > 1:
+        of_patches = gradient @ kernel.reshape(-1, kernel.shape[-1]).T
+        (of_x,) = jax.linear_transpose(see, x)(of_patches)
+    else:
+        of_x = _native_gradient_of_x(x, kernel, gradient, strides, padding)
     if not _by_products(x, kernel):
-        return _native_gradients(x, kernel, gradient, strides, padding)[0], of_kernel
-    of_patches = gradient @ kernel.reshape(-1, kernel.shape[-1]).T
-    (of_x,) = jax.linear_transpose(lambda x: _patches(x, kernel.shape[:2], strides, padding), x)(
-        of_patches
-    )
-    return of_x, of_kernel
+        return of_x, _gradient_of_kernel(x, kernel, gradient, strides, padding)
+    seen = see(x).reshape(-1, math.prod(kernel.shape[:-1]))
+    of_kernel = _product_over_rows(seen, gradient.reshape(-1, kernel.shape[-1]))
+    return of_x, of_kernel.reshape(kernel.shape)
 
 
 def _gradient_of_kernel(
     x: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: Any, padding: Any
 ) -> jax.Array:
-    """The sum over images, some at a time: memory that is touched for the first time is slow."""
-    size, channels = math.prod(kernel.shape[:-1]), kernel.shape[-1]
-    images, *places, _ = gradient.shape
-    most = _AT_A_TIME // (math.prod(places) * size * x.dtype.itemsize)
-    some = next(n for n in range(min(max(most, 1), images), 0, -1) if images % n == 0)
+    """XLA's own, a convolution over images, but for how they become the last axis of `x`.
 
-    def add(turn: jax.Array, total: jax.Array) -> jax.Array:
-        cut = functools.partial(lax.dynamic_slice_in_dim, start_index=turn * some, slice_size=some)
-        patches = _patches(cut(x), kernel.shape[:2], strides, padding)
-        return total + patches.reshape(-1, size).T @ cut(gradient).reshape(-1, channels)
+    XLA would compute `x` anew while it transposes it, element by element, from all that it comes
+    from. It does not look into a loop.
+    """
+    n, h, w, c = x.shape
 
-    total = lax.fori_loop(0, images // some, add, jnp.zeros((size, channels), x.dtype))
-    return total.reshape(kernel.shape)
+    def turn(row: jax.Array, done: jax.Array) -> jax.Array:
+        one = lax.dynamic_slice_in_dim(x, row, 1, axis=1).transpose(3, 1, 2, 0)
+        return lax.dynamic_update_slice_in_dim(done, one, row, axis=1)
+
+    images_last = lax.fori_loop(0, h, turn, jnp.zeros((c, h, w, n), x.dtype))
+    # As far as the filter's last place reaches, which a stride may keep from the border.
+    reach = [
+        (before, (places - 1) * stride + size - before - side)
+        for (before, _), places, stride, size, side in zip(
+            padding, gradient.shape[1:3], strides, kernel.shape[:2], (h, w), strict=True
+        )
+    ]
+    return lax.conv_general_dilated(
+        images_last, gradient, (1, 1), reach, rhs_dilation=strides,
+        dimension_numbers=_OVER_IMAGES,
+    )  # fmt: skip
+
+
+def _product_over_rows(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a.T @ b. Eigen is up to twice as fast with the wider one on the right."""
+    return (b.T @ a).T if a.shape[1] > b.shape[1] else a.T @ b
 
 
 def _patches(x: jax.Array, size: Sequence[int], strides: Any, padding: Any) -> jax.Array:
@@ -142,3 +164,4 @@ def _patches(x: jax.Array, size: Sequence[int], strides: Any, padding: Any) -> j
         for j in range(size[1])
     ]
     return jnp.concatenate(seen, -1)
+
