@@ -1,12 +1,12 @@
 """Around the step: what a run costs beside training, and how long it takes to begin.
 
-- `around_the_step`: a run of the shipped aerial sizes (ResNet-10 of width 16, 32 px, batch 128,
-  300 steps, logs and saves as shipped) on made-up images. Every 50 steps it is stopped, and the
-  same compiled step takes 50 steps of the same batches with nothing around it, one always queued.
-  What the run takes longer, over what those took: logs, metrics, progress, the page, checkpoints,
-  to the end of the last save. The clock that saves go by runs on meanwhile: there are more of them.
-  Not in it are the looks at the features (`measures.csv`): they are evaluation, which a run without
-  them would do afterwards. Their share is printed.
+- `around_the_step`: the longest stage of the shipped aerial study on its target (ResNet-10 of width
+  16, 32 px, batch 128, 1,900 steps, logs and saves as shipped), on made-up images. Every 50 steps
+  it is stopped, and the same compiled step takes 50 steps of the same batches with nothing around
+  it, one always queued. What the run takes longer, over what those took: logs, metrics, progress,
+  the page, checkpoints, to the end of the last save. The clock that saves go by runs on meanwhile:
+  there are more of them. Not in it are the looks at the features (`measures.csv`): they are
+  evaluation, which a run without them would do afterwards. Their share is printed.
 - `host_syncs_a_step`: in the same run, the share of steps whose results were there already when
   the next step was given to the device. A loop that waits for its own step has 1. Steps that end
   with a log, a look or a save, which read them, are left out.
@@ -52,7 +52,7 @@ import runpy
 def get_config():
     config = runpy.run_path({aerial!r})["get_config"]()
     config.target = config.stages.scratch.dataset = "folder:{images}"
-    config.stages.scratch.steps = 300
+    config.stages.scratch.steps = config.stages.scratch_long.steps
     for name in set(config.stages) - {{"scratch"}}:
         del config.stages[name]
     for name in set(config.arms) - {{"T"}}:

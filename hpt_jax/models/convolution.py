@@ -164,4 +164,3 @@ def _patches(x: jax.Array, size: Sequence[int], strides: Any, padding: Any) -> j
         for j in range(size[1])
     ]
     return jnp.concatenate(seen, -1)
-
