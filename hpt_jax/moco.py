@@ -274,11 +274,14 @@ def _keys(
 ) -> tuple[jax.Array, Any]:
     """The keys [rows, dim] of a device's part of a batch, and the updated running statistics."""
 
-    def encoded(views: jax.Array, slots: jax.Array) -> tuple[jax.Array, Any]:
+    def seen(views: jax.Array, slots: jax.Array) -> tuple[jax.Array, Any]:
         views = _prepare(settings, state, views, slots, KEY)
-        return _encode(settings, params, state.key_batch_stats, views)
+        return _features(settings, params["backbone"], state.key_batch_stats, views)
 
-    return _in_turn(settings, encoded, (batch["key"], batch["key_slots"]), state.key_batch_stats)
+    rows = batch["key"], batch["key_slots"]
+    features, batch_stats = _in_turn(settings, seen, rows, state.key_batch_stats)
+    # The head has no batch norm, and its weights are read once for all groups.
+    return _embedded(settings, params["head"], features), batch_stats
 
 
 @jax.named_scope("queries")
@@ -312,7 +315,10 @@ def _queries(
 
         def loss_fn(trained: dict[Any, Any]) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             params = traverse_util.unflatten_dict({**trained, **frozen})
-            queries, batch_stats = _encode(settings, params, state.backbone.batch_stats, views)
+            features, batch_stats = _features(
+                settings, params["backbone"], state.backbone.batch_stats, views
+            )
+            queries = _embedded(settings, params["head"], features)
             loss, _ = info_nce(queries, positives, state.queue, settings.temperature, own)
             return loss, (queries, batch_stats)
 
@@ -544,17 +550,18 @@ def _prepare(
     return jax.vmap(one)(images, slots)
 
 
-def _encode(
+def _features(
     settings: Settings, params: Any, batch_stats: Any, images: jax.Array
 ) -> tuple[jax.Array, Any]:
-    """Normalised embeddings in training mode, and the updated running statistics."""
+    """Features of normalised images in training mode, and the updated running statistics."""
     model = settings.model.clone(layout=settings.model.layout.of_a_turn)
     features, updates = model.apply(
-        {"params": params["backbone"], "batch_stats": batch_stats},
-        images,
-        train=True,
-        mutable=["batch_stats"],
+        {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
     )
-    embeddings: Any = settings.head.apply({"params": params["head"]}, features)
-    embeddings = embeddings.astype(jnp.promote_types(jnp.float32, embeddings.dtype))
-    return normalized(embeddings), updates["batch_stats"]
+    return features, updates["batch_stats"]
+
+
+def _embedded(settings: Settings, params: Any, features: jax.Array) -> jax.Array:
+    """Unit embeddings of features, at least float32."""
+    embeddings: Any = settings.head.apply({"params": params}, features)
+    return normalized(embeddings.astype(jnp.promote_types(jnp.float32, embeddings.dtype)))
