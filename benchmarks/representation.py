@@ -57,7 +57,7 @@ from hpt_jax.workdir import read_json, stage_folder, whole
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "aerial.py"
 NAMES = ("representation_hpt_against_scratch", "representation_against_pytorch")
 SEEDS = (0, 1)
-SCRATCH, CONTINUED = (100, 200, 400, 800), (0, 100, 300)  # budgets of steps
+SCRATCH, CONTINUED = (100, 200, 400, 800), (0, 100, 300, 500)  # budgets of steps
 BUDGETS = {"T": SCRATCH, "B+T": CONTINUED, "B+S+T": CONTINUED}
 THEIRS = ("T",)  # the arms that PyTorch trains too
 OURS, PYTORCH = "hpt_jax", "pytorch"
@@ -363,8 +363,8 @@ def draw(
         axes.plot(one.seconds, 100 * one.probe, ".", color=COLORS[one.arm], alpha=0.25)
     axes.axhline(100 * bar, color="#5c5c60", linewidth=0.8, linestyle=":")
     axes.annotate(
-        "T at its best", (1, 100 * bar), (-4, 3), xycoords=("axes fraction", "data"),
-        textcoords="offset points", ha="right", fontsize=8, color="#5c5c60",
+        "T at its best", (0, 100 * bar), (4, 3), xycoords=("axes fraction", "data"),
+        textcoords="offset points", fontsize=8, color="#5c5c60",
     )  # fmt: skip
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(left=-0.1)
