@@ -176,8 +176,8 @@ class Devices:
           UserError: unless the number of devices divides `bn_groups` or is a multiple of it.
         """
         if bn_groups % self.count == 0:
-            # On a TPU a group's activations then stay on the chip; a CPU takes seven times as long
-            # for convolutions in a loop.
+            # On a TPU a group's activations then stay on the chip; a CPU takes several times as
+            # long for convolutions in a loop.
             in_turn = self.mesh.devices.flat[0].platform == "tpu"
             return GroupLayout(groups=bn_groups // self.count, in_turn=in_turn)
         if self.count % bn_groups == 0:

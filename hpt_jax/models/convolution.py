@@ -102,17 +102,30 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.
 def _gradients_on_cpu(
     x: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: Any, padding: Any
 ) -> tuple[jax.Array, jax.Array]:
-    see = functools.partial(_patches, size=kernel.shape[:2], strides=strides, padding=padding)
-    if _by_products(x, kernel) or max(strides) > 1:
-        of_patches = gradient @ kernel.reshape(-1, kernel.shape[-1]).T
-        (of_x,) = jax.linear_transpose(see, x)(of_patches)
-    else:
-        of_x = _native_gradient_of_x(x, kernel, gradient, strides, padding)
-    if not _by_products(x, kernel):
-        return of_x, _gradient_of_kernel(x, kernel, gradient, strides, padding)
-    seen = see(x).reshape(-1, math.prod(kernel.shape[:-1]))
-    of_kernel = _product_over_rows(seen, gradient.reshape(-1, kernel.shape[-1]))
-    return of_x, of_kernel.reshape(kernel.shape)
+    given, products = (x, kernel, gradient, strides, padding), _by_products(x, kernel)
+    of_x = _product_of_x if products or max(strides) > 1 else _native_gradient_of_x
+    of_kernel = _product_of_kernel if products else _gradient_of_kernel
+    return of_x(*given), of_kernel(*given)
+
+
+def _product_of_x(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: Any, padding: Any
+) -> jax.Array:
+    of_patches = gradient @ kernel.reshape(-1, kernel.shape[-1]).T
+    (of_x,) = jax.linear_transpose(lambda x: _patches(x, kernel.shape[:2], strides, padding), x)(
+        of_patches
+    )
+    return of_x
+
+
+def _product_of_kernel(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: Any, padding: Any
+) -> jax.Array:
+    size, channels = math.prod(kernel.shape[:-1]), kernel.shape[-1]
+    a = _patches(x, kernel.shape[:2], strides, padding).reshape(-1, size)
+    b = gradient.reshape(-1, channels)
+    # a.T @ b: Eigen is up to twice as fast with the wider one on the right.
+    return ((b.T @ a).T if size > channels else a.T @ b).reshape(kernel.shape)
 
 
 def _gradient_of_kernel(
@@ -138,14 +151,8 @@ def _gradient_of_kernel(
         )
     ]
     return lax.conv_general_dilated(
-        images_last, gradient, (1, 1), reach, rhs_dilation=strides,
-        dimension_numbers=_OVER_IMAGES,
-    )  # fmt: skip
-
-
-def _product_over_rows(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a.T @ b. Eigen is up to twice as fast with the wider one on the right."""
-    return (b.T @ a).T if a.shape[1] > b.shape[1] else a.T @ b
+        images_last, gradient, (1, 1), reach, None, strides, _OVER_IMAGES
+    )
 
 
 def _patches(x: jax.Array, size: Sequence[int], strides: Any, padding: Any) -> jax.Array:
