@@ -131,8 +131,9 @@ MUTATIONS = (
         "moco.py",
         (
             (
-                "return _encode(settings, params, state.key_batch_stats, views)",
-                "return _encode(settings, params, state.key_batch_stats, views, False)",
+                'return _features(settings, params["backbone"], state.key_batch_stats, views)',
+                'encoder = params["backbone"]\n'
+                "        return _features(settings, encoder, state.key_batch_stats, views, False)",
             ),
             (
                 "params: Any, batch_stats: Any, images: jax.Array\n)",
@@ -161,12 +162,7 @@ MUTATIONS = (
     Mutation(
         "embeddings are not normalised",
         "moco.py",
-        (
-            (
-                'return normalized(embeddings), updates["batch_stats"]',
-                'return embeddings, updates["batch_stats"]',
-            ),
-        ),
+        (("return normalized(embeddings.astype", "return (embeddings.astype"),),
         (_MOCO,),
     ),
     Mutation(

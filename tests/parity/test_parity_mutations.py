@@ -23,10 +23,13 @@ def test_the_text_that_a_mistake_replaces_is_there(mutation: Mutation) -> None:
 def outcome(package: Path, tests: tuple[str, ...]) -> tuple[int, str]:
     """Runs tests on a copy of the package; returns pytest's exit code and output."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n0", "-rf", "-p", "no:cacheprovider", *tests],
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-n0", "-rf", "-p", "no:cacheprovider"),
+            *("-o", "pythonpath=", *tests),
+        ],
         cwd=PACKAGE.parent,
-        # Safe: the current folder, which has the package too, is not looked into. Wide: pytest
-        # would leave out why a test failed.
+        # Safe: the current folder, which has the package too, is not looked into, nor is it by
+        # pytest's option. Wide: pytest would leave out why a test failed.
         env={
             **os.environ,
             "PYTHONPATH": str(package.parent),
