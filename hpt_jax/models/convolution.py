@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from jax import lax
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_OVER_IMAGES = ("NHWC", "IHWO", "HWNC")  # a filter's gradient is a sum over them
 
 
 def conv_general_dilated(
@@ -76,8 +75,8 @@ def _native(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.
 def _native_gradients(
     x: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: Any, padding: Any
 ) -> tuple[jax.Array, jax.Array]:
-    (of_kernel,) = jax.linear_transpose(lambda k: _native(x, k, strides, padding), kernel)(gradient)
-    return _native_gradient_of_x(x, kernel, gradient, strides, padding), of_kernel
+    given = (x, kernel, gradient, strides, padding)
+    return _native_gradient_of_x(*given), _native_gradient_of_kernel(*given)
 
 
 def _native_gradient_of_x(
@@ -85,6 +84,13 @@ def _native_gradient_of_x(
 ) -> jax.Array:
     (of_x,) = jax.linear_transpose(lambda x: _native(x, kernel, strides, padding), x)(gradient)
     return of_x
+
+
+def _native_gradient_of_kernel(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: Any, padding: Any
+) -> jax.Array:
+    (of_kernel,) = jax.linear_transpose(lambda k: _native(x, k, strides, padding), kernel)(gradient)
+    return of_kernel
 
 
 def _by_products(x: jax.Array, kernel: jax.Array) -> bool:
@@ -102,10 +108,11 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.
 def _gradients_on_cpu(
     x: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: Any, padding: Any
 ) -> tuple[jax.Array, jax.Array]:
-    given, products = (x, kernel, gradient, strides, padding), _by_products(x, kernel)
-    of_x = _product_of_x if products or max(strides) > 1 else _native_gradient_of_x
-    of_kernel = _product_of_kernel if products else _gradient_of_kernel
-    return of_x(*given), of_kernel(*given)
+    given = (kernel, gradient, strides, padding)
+    if _by_products(x, kernel):
+        return _product_of_x(x, *given), _product_of_kernel(x, *given)
+    of_x = _product_of_x if max(strides) > 1 else _native_gradient_of_x
+    return of_x(x, *given), _native_gradient_of_kernel(_held(x), *given)
 
 
 def _product_of_x(
@@ -128,31 +135,19 @@ def _product_of_kernel(
     return ((b.T @ a).T if size > channels else a.T @ b).reshape(kernel.shape)
 
 
-def _gradient_of_kernel(
-    x: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: Any, padding: Any
-) -> jax.Array:
-    """XLA's own, a convolution over images, but for how they become the last axis of `x`.
+def _held(x: jax.Array) -> jax.Array:
+    """The same, which XLA computes once and then keeps: it does not look into a loop.
 
-    XLA would compute `x` anew while it transposes it, element by element, from all that it comes
-    from. It does not look into a loop.
+    The filter's gradient wants the images last. XLA would compute `x` anew while it transposes it,
+    element by element, from all that it comes from.
     """
-    n, h, w, c = x.shape
 
-    def turn(row: jax.Array, done: jax.Array) -> jax.Array:
-        one = lax.dynamic_slice_in_dim(x, row, 1, axis=1).transpose(3, 1, 2, 0)
-        return lax.dynamic_update_slice_in_dim(done, one, row, axis=1)
+    def write_where_it_is(image: jax.Array, x: jax.Array) -> jax.Array:
+        first = (image, *(0,) * (x.ndim - 1))
+        return lax.dynamic_update_slice(x, lax.dynamic_slice(x, first, (1,) * x.ndim), first)
 
-    images_last = lax.fori_loop(0, h, turn, jnp.zeros((c, h, w, n), x.dtype))
-    # As far as the filter's last place reaches, which a stride may keep from the border.
-    reach = [
-        (before, (places - 1) * stride + size - before - side)
-        for (before, _), places, stride, size, side in zip(
-            padding, gradient.shape[1:3], strides, kernel.shape[:2], (h, w), strict=True
-        )
-    ]
-    return lax.conv_general_dilated(
-        images_last, gradient, (1, 1), reach, None, strides, _OVER_IMAGES
-    )
+    # A single trip would be no loop to XLA; a second one past the end is moved back to the start.
+    return lax.fori_loop(0, 2, write_where_it_is, x)
 
 
 def _patches(x: jax.Array, size: Sequence[int], strides: Any, padding: Any) -> jax.Array:
