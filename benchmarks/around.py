@@ -4,9 +4,10 @@
   16, 32 px, batch 128, 1,900 steps, logs and saves as shipped), on made-up images. Every 50 steps
   it is stopped, and the same compiled step takes 50 steps of the same batches with nothing around
   it, one always queued. What the run takes longer, over what those took: logs, metrics, progress,
-  the page, checkpoints, to the end of the last save. The clock that saves go by runs on meanwhile:
-  there are more of them. Not in it are the looks at the features (`measures.csv`): they are
-  evaluation, which a run without them would do afterwards. Their share is printed.
+  the page, checkpoints, to the end of the last save. The clocks that saves and the page go by stand
+  still meanwhile, so that there are as many as in a run of its own. Not in it are the looks at the
+  features (`measures.csv`): they are evaluation, which a run without them would do afterwards.
+  Their share is printed.
 - `host_syncs_a_step`: in the same run, the share of steps whose results were there already when
   the next step was given to the device. A loop that waits for its own step has 1. Steps that end
   with a log, a look or a save, which read them, are left out.
@@ -28,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,8 @@ from rich.console import Console
 
 from benchmarks import run as command
 from benchmarks.table import Measured, Skipped
-from hpt_jax import checkpoints, config, observe, run, training
+from hpt_jax import checkpoints, config, observe, pretrain, run, training
+from hpt_jax.report import live
 from hpt_jax.telemetry.display import Display
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,6 +151,7 @@ class Watch:
       looks: at the features.
       bare: of as many steps with nothing around them.
       ready: for each step between logs, whether its results were there when the next one was given.
+      paused: seconds in which the run stood still.
       since: when the present stretch of the run began; None: none has.
       before: results of the step before; None where something has read them.
     """
@@ -156,6 +160,7 @@ class Watch:
     looks: Any = dataclasses.field(default_factory=lambda: np.zeros(2))
     bare: Any = dataclasses.field(default_factory=lambda: np.zeros(2))
     ready: list[bool] = dataclasses.field(default_factory=list)
+    paused: float = 0.0
     since: Any = None
     before: Any = None
 
@@ -180,6 +185,7 @@ def watched(path: Path, workdir: Path) -> Watch:
             watch.since = None
 
     def bare(self: training.Training, carry: Any, start: int) -> None:
+        stopped = time.monotonic()
         carry, previous = jax.tree.map(lambda x: x.copy(), carry), None
         stop = min(start + BLOCK, self.steps)
         with contextlib.closing(self.batches(start, stop)) as batches:
@@ -190,6 +196,10 @@ def watched(path: Path, workdir: Path) -> Watch:
                 previous = metrics
             jax.block_until_ready(carry)
             watch.bare += now() - began
+        watch.paused += time.monotonic() - stopped
+
+    def clock() -> float:
+        return time.monotonic() - watch.paused
 
     def step_of_run(self: training.Training, carry: Any, batch: Any, step: int) -> Any:
         if watch.before is not None:
@@ -228,6 +238,8 @@ def watched(path: Path, workdir: Path) -> Watch:
         mock.patch.object(observe.Observer, "log", reading(log)),
         mock.patch.object(checkpoints.Checkpoints, "save", reading(save)),
         mock.patch.object(checkpoints.Checkpoints, "close", closing),
+        mock.patch.object(pretrain, "time", types.SimpleNamespace(monotonic=clock)),
+        mock.patch.object(live.Live.__init__, "__defaults__", (clock,)),
     ):
         run.run(config.load(str(path)), workdir, display=Display(Console(file=io.StringIO())))
     return watch

@@ -143,8 +143,8 @@ def _held(x: jax.Array) -> jax.Array:
     """
 
     def write_where_it_is(image: jax.Array, x: jax.Array) -> jax.Array:
-        first = (image, *(0,) * (x.ndim - 1))
-        return lax.dynamic_update_slice(x, lax.dynamic_slice(x, first, (1,) * x.ndim), first)
+        first = (image, 0, 0, 0)
+        return lax.dynamic_update_slice(x, lax.dynamic_slice(x, first, (1, 1, 1, 1)), first)
 
     # A single trip would be no loop to XLA; a second one past the end is moved back to the start.
     return lax.fori_loop(0, 2, write_where_it_is, x)
