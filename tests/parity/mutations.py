@@ -83,7 +83,12 @@ MUTATIONS = (
     Mutation(
         "convolutions are padded as XLA's SAME",
         "models/resnet.py",
-        (("padding=kernel // 2", 'padding="SAME"'),),
+        (
+            (
+                "padding=kernel // 2",
+                "padding=[((kernel - stride) // 2 * (kernel > 1), (kernel - stride + 1) // 2)] * 2",
+            ),
+        ),
         (_MOCO,),
     ),
     Mutation(

@@ -25,7 +25,7 @@ def outcome(package: Path, tests: tuple[str, ...]) -> tuple[int, str]:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-n0", "-rf", "-p", "no:cacheprovider"),
-            *("-o", "pythonpath=", *tests),
+            *("-o", "pythonpath=", "-m", "", *tests),
         ],
         cwd=PACKAGE.parent,
         # Safe: the current folder, which has the package too, is not looked into, nor is it by
